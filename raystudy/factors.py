@@ -1,0 +1,330 @@
+"""The catalogue of fine-tuning factors: what may be varied or fixed in a study, and what each value may be.
+
+One entry per factor. The study file is checked against it, a trial's hyperparameters are filled up from its defaults, and
+the table in the documentation is generated from it. Sources: Li, Herranz and Jiang 2020 (the question), Quick-Tune
+(ICLR 2024, search space v1) and the papers named in each entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+Scalar = bool | int | float | str
+Role = Literal["scientific", "nuisance", "fixed"]
+Kind = Literal["float", "int", "categorical", "bool"]
+
+PROBE_DEPTH = "max"
+"""The word that stands for "all units frozen" in bounds and values of `frozen_depth`."""
+
+
+@dataclass(frozen=True, slots=True)
+class FactorInfo:
+    """What is known about one factor.
+
+    Attributes:
+        name: the name used in study files, tables and MLflow params.
+        kind: the type of a value.
+        doc: what it does, in one sentence.
+        default: the value where a study neither varies nor fixes it.
+        low: smallest value allowed (inclusive), for numbers.
+        high: largest value allowed (inclusive); None where the data or the backbone decides.
+        positive: whether `low` itself is excluded (a learning rate of 0 trains nothing).
+        choices: the values allowed, for categoricals.
+        role: the role where the study file does not say one.
+        applies: other factors' values without which this one has no effect.
+        source: where the factor is described.
+    """
+
+    name: str
+    kind: Kind
+    doc: str
+    default: Scalar
+    low: float | None = None
+    high: float | None = None
+    positive: bool = False
+    choices: tuple[Scalar, ...] = ()
+    role: Role = "nuisance"
+    applies: Mapping[str, Scalar] = field(default_factory=dict)
+    source: str = ""
+
+    def refusal(self, value: object) -> str | None:
+        """Say why `value` cannot be a value of this factor, or None if it can."""
+        if self.name == "frozen_depth" and value == PROBE_DEPTH:
+            return None
+        if self.kind in ("categorical", "bool"):
+            return None if self._is_choice(value) else f"got {value!r}, expected {self.accepted()}"
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            return f"got {value!r} ({type(value).__name__}), expected {self.accepted()}"
+        if self.kind == "int" and value != int(value):
+            return f"got {value!r}, expected {self.accepted()}"
+        return None if self._in_range(float(value)) else f"got {value!r}, expected {self.accepted()}"
+
+    def accepted(self) -> str:
+        """Describe in words what values are accepted."""
+        if self.kind == "bool":
+            return "true or false"
+        if self.choices:
+            return "one of " + ", ".join(str(choice) for choice in self.choices)
+        if not self.choices and self.kind == "categorical":
+            return "a name"
+        noun = "a whole number" if self.kind == "int" else "a number"
+        low = "" if self.low is None else f" {'above' if self.positive else 'from'} {self.low:g}"
+        high = "" if self.high is None else f" to {self.high:g}"
+        probe = f" (or {PROBE_DEPTH})" if self.name == "frozen_depth" else ""
+        return noun + low + high + probe
+
+    def _is_choice(self, value: object) -> bool:
+        if self.kind == "bool":
+            return isinstance(value, bool)
+        if not self.choices:
+            return isinstance(value, str) and bool(value)
+        return any(type(choice) is type(value) and choice == value for choice in self.choices)
+
+    def _in_range(self, value: float) -> bool:
+        if value != value or value in (float("inf"), float("-inf")):
+            return False
+        if self.low is not None and (value < self.low or (self.positive and value == self.low)):
+            return False
+        return self.high is None or value <= self.high
+
+
+def _catalogue(*entries: FactorInfo) -> Mapping[str, FactorInfo]:
+    return {entry.name: entry for entry in entries}
+
+
+FACTORS: Mapping[str, FactorInfo] = _catalogue(
+    FactorInfo(
+        "learning_rate",
+        "float",
+        "Initial learning rate of the backbone's trained units (and of the head, times its multiplier).",
+        default=1e-3,
+        low=0,
+        high=10,
+        positive=True,
+        source="Li, Herranz, Jiang 2020; Kornblith 2019; Li 2020",
+    ),
+    FactorInfo(
+        "optimizer",
+        "categorical",
+        "Update rule: SGD with Nesterov momentum, or AdamW.",
+        default="adamw",
+        choices=("sgd", "adamw"),
+        source="Quick-Tune 2024",
+    ),
+    FactorInfo(
+        "momentum",
+        "float",
+        "Momentum of SGD; acts through the effective learning rate lr / (1 - momentum).",
+        default=0.9,
+        low=0,
+        high=0.999,
+        applies={"optimizer": "sgd"},
+        source="Li 2020",
+    ),
+    FactorInfo(
+        "weight_decay",
+        "float",
+        "Decay of the weights (not of biases and norms) towards zero.",
+        default=1e-4,
+        low=0,
+        high=1,
+        source="Kornblith 2019; Li 2020",
+    ),
+    FactorInfo("batch_size", "int", "Images per optimiser step.", default=64, low=1, high=65536, source="Shallue 2018"),
+    FactorInfo(
+        "schedule",
+        "categorical",
+        "Course of the learning rate over the budget after the warm-up.",
+        default="cosine",
+        choices=("constant", "cosine", "step"),
+        source="Quick-Tune 2024; BiT 2020",
+    ),
+    FactorInfo(
+        "warmup",
+        "float",
+        "Share of the budget's steps over which the learning rate rises linearly.",
+        default=0.0,
+        low=0,
+        high=0.5,
+        source="Quick-Tune 2024",
+    ),
+    FactorInfo(
+        "frozen_depth",
+        "int",
+        "Number of leading units that are frozen: 0 is full fine-tuning, max a linear probe.",
+        default=0,
+        low=0,
+        role="scientific",
+        source="Yosinski 2014; Chu 2016; Quick-Tune 2024",
+    ),
+    FactorInfo(
+        "tuned_unit",
+        "int",
+        "Surgical fine-tuning: only this unit (0 = first) and the head are trained; -1 switches it off.",
+        default=-1,
+        low=-1,
+        role="scientific",
+        source="Lee 2023",
+    ),
+    FactorInfo(
+        "reinit_units",
+        "int",
+        "Number of last units that start from random weights instead of the pretrained ones.",
+        default=0,
+        low=0,
+        role="scientific",
+        source="Chu 2016; Plested 2021",
+    ),
+    FactorInfo(
+        "strategy",
+        "categorical",
+        "ft: everything not frozen at once; lp_ft: the head alone first; gradual: unfreeze from the last unit backwards.",
+        default="ft",
+        choices=("ft", "lp_ft", "gradual"),
+        role="scientific",
+        source="Kumar 2022; Quick-Tune 2024",
+    ),
+    FactorInfo(
+        "lp_share",
+        "float",
+        "Share of the budget in which lp_ft trains the head alone, and over which gradual unfreezes.",
+        default=0.5,
+        low=0,
+        high=1,
+        source="Kumar 2022",
+    ),
+    FactorInfo(
+        "head_lr_multiplier",
+        "float",
+        "Learning rate of the head over that of the backbone.",
+        default=1.0,
+        low=0,
+        high=1000,
+        positive=True,
+        source="Dube 2018",
+    ),
+    FactorInfo(
+        "layer_decay",
+        "float",
+        "Factor on the learning rate from each unit to the one before it.",
+        default=1.0,
+        low=0,
+        high=1,
+        positive=True,
+        source="Quick-Tune 2024",
+    ),
+    FactorInfo(
+        "batch_norm",
+        "categorical",
+        "train: trained units update batch-norm statistics; eval: all statistics stay the pretrained ones.",
+        default="train",
+        choices=("train", "eval"),
+        source="Kornblith 2019; Li 2020",
+    ),
+    FactorInfo(
+        "batch_norm_momentum",
+        "float",
+        "Weight of a new batch in the running batch-norm statistics.",
+        default=0.1,
+        low=0,
+        high=1,
+        positive=True,
+        applies={"batch_norm": "train"},
+        source="Kornblith 2019",
+    ),
+    FactorInfo(
+        "l2_sp",
+        "float",
+        "Strength of the pull of trained backbone weights towards their pretrained values.",
+        default=0.0,
+        low=0,
+        high=10,
+        source="Li 2018; Li 2020",
+    ),
+    FactorInfo(
+        "label_smoothing",
+        "float",
+        "Share of the target probability spread over all classes.",
+        default=0.0,
+        low=0,
+        high=0.9,
+        source="Quick-Tune 2024",
+    ),
+    FactorInfo(
+        "dropout",
+        "float",
+        "Probability of dropping a feature before the head.",
+        default=0.0,
+        low=0,
+        high=0.95,
+        source="Quick-Tune 2024",
+    ),
+    FactorInfo("mixup", "float", "Beta parameter of MixUp; 0 is off.", default=0.0, low=0, high=8, source="BiT 2020"),
+    FactorInfo(
+        "clip_grad_norm",
+        "float",
+        "Largest norm of a step's gradient; 0 is off.",
+        default=0.0,
+        low=0,
+        high=1e6,
+        source="Quick-Tune 2024",
+    ),
+    FactorInfo(
+        "augmentation",
+        "categorical",
+        "none; flip: horizontal flips; standard: random resized crops and flips.",
+        default="none",
+        choices=("none", "flip", "standard"),
+        source="Quick-Tune 2024; Kornblith 2019",
+    ),
+    FactorInfo(
+        "resolution",
+        "int",
+        "Side in pixels at which images enter the network; 0 is data.image_size.",
+        default=0,
+        low=0,
+        high=2048,
+        source="BiT 2020; Cui 2018",
+    ),
+    FactorInfo(
+        "data_fraction",
+        "float",
+        "Share of the training split that is used: nested, stratified by class.",
+        default=1.0,
+        low=0,
+        high=1,
+        positive=True,
+        role="scientific",
+        source="Chu 2016; BiT 2020",
+    ),
+    FactorInfo(
+        "pretrained",
+        "bool",
+        "Pretrained weights, or random initialisation.",
+        default=True,
+        role="scientific",
+        source="Kornblith 2019; He 2019",
+    ),
+    FactorInfo(
+        "backbone", "categorical", "The pretrained network.", default="", role="scientific", source="Kornblith 2019"
+    ),
+    FactorInfo(
+        "seed",
+        "int",
+        "Replicate: changes initialisation, order, augmentation and dropout, nothing else.",
+        default=0,
+        low=0,
+        high=2**31 - 1,
+        source="Bouthillier 2021",
+    ),
+)
+
+SOURCE_FACTORS = frozenset({"backbone", "pretrained", "source", "source_categories", "source_images_per_category"})
+"""Factors about the source model; ASHA compares within their levels by default (rule 4)."""
+
+
+def defaults() -> dict[str, Scalar]:
+    """Return the default value of every factor."""
+    return {name: info.default for name, info in FACTORS.items()}

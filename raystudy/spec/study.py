@@ -1,0 +1,134 @@
+"""StudySpec: a study file, checked, frozen, with a fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
+
+from raystudy.factors import FACTORS, SOURCE_FACTORS, Role, Scalar, defaults
+from raystudy.spec.factor import Factor
+from raystudy.spec.sections import (
+    METRICS,
+    BudgetSection,
+    DataSection,
+    EarlyStoppingSection,
+    ObjectiveSection,
+    ResourcesSection,
+    SearchSection,
+)
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+_NOT_IN_FINGERPRINT: dict[str, Any] = {
+    "name": True,
+    "resources": {"cpu", "gpu", "concurrent", "retries"},
+    "keep_models": True,
+    "tracking_uri": True,
+    "budget": {"trials", "hours"},
+}
+
+
+class StudySpec(BaseModel):
+    """One question: data, backbones, factors, budget. Built by `from_yaml` or `from_dict`, which check everything."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: StrictStr = Field(pattern=NAME_PATTERN)
+    data: DataSection
+    backbone: StrictStr | tuple[StrictStr, ...]
+    objective: ObjectiveSection = ObjectiveSection()
+    factors: Mapping[str, Factor]
+    fixed: Mapping[str, StrictBool | StrictInt | StrictFloat | StrictStr] = Field(default_factory=dict)
+    budget: BudgetSection = BudgetSection()
+    search: SearchSection = SearchSection()
+    early_stopping: EarlyStoppingSection = EarlyStoppingSection()
+    resources: ResourcesSection = ResourcesSection()
+    keep_models: StrictInt = Field(default=3, ge=0, le=1000)
+    tracking_uri: StrictStr | None = None
+
+    @classmethod
+    def from_yaml(cls, path: str | Path, overrides: Sequence[str] = ()) -> StudySpec:
+        """Read a study file; `overrides` are `key.path=value` as in `--set`. Raise SpecError with every problem."""
+        from raystudy.spec.load import load_spec
+
+        return load_spec(Path(path), overrides)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> StudySpec:
+        """Check plain data in the study file's form. Raise SpecError with every problem."""
+        from raystudy.spec.load import parse_spec
+
+        return parse_spec(data)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data in the study file's form, everything that is at its default left out."""
+        data = self.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+        data["factors"] = {
+            name: factor.model_dump(mode="json", by_alias=True, exclude_none=True)
+            for name, factor in self.factors.items()
+        }
+        return data
+
+    def to_yaml(self) -> str:
+        """Return the study file's text; `from_yaml` of it gives an equal spec."""
+        text: str = yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+        return text
+
+    @property
+    def fingerprint(self) -> str:
+        """Identify what decides the results, in 16 hex digits.
+
+        Left out: the name, where and how fast it runs, what is kept, and how long (`budget.trials`, `budget.hours`), so that a
+        finished study can be extended.
+        """
+        data = self.model_dump(mode="json", by_alias=True, exclude=_NOT_IN_FINGERPRINT)
+        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def metric(self) -> str:
+        """The objective's metric."""
+        return self.objective.metric
+
+    @property
+    def mode(self) -> str:
+        """`max` or `min`."""
+        return self.objective.mode or METRICS[self.objective.metric]
+
+    @property
+    def backbones(self) -> tuple[str, ...]:
+        """The backbone names, one or several."""
+        return (self.backbone,) if isinstance(self.backbone, str) else self.backbone
+
+    @property
+    def all_factors(self) -> dict[str, Factor]:
+        """The factors that vary, in the file's order; several backbones make `backbone` the first of them."""
+        if isinstance(self.backbone, str):
+            return dict(self.factors)
+        return {"backbone": Factor(choice=self.backbone), **self.factors}
+
+    def role(self, factor: str) -> Role:
+        """Return the role of a factor: what the file says, else the catalogue."""
+        return self.all_factors[factor].role or FACTORS[factor].role
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """The factors within whose levels ASHA compares: what `within` says, else data_fraction and those about the source."""
+        if self.early_stopping.within is not None:
+            return self.early_stopping.within
+        return tuple(name for name in self.all_factors if name == "data_fraction" or name in SOURCE_FACTORS)
+
+    def constants(self) -> dict[str, Scalar]:
+        """Return the value of everything that does not vary: the catalogue's defaults, overridden by data and `fixed`."""
+        values = {**defaults(), "augmentation": self.data.augmentation, **self.fixed}
+        if isinstance(self.backbone, str):
+            values["backbone"] = self.backbone
+        return {name: value for name, value in values.items() if name not in self.all_factors}
+
+    def full_config(self, active: Mapping[str, Scalar]) -> dict[str, Scalar]:
+        """Return every hyperparameter of a trial: its active factors, the fixed values, defaults for the rest."""
+        return {**defaults(), **self.constants(), **active}

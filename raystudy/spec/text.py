@@ -1,0 +1,103 @@
+"""Study files as text: YAML that reads numbers as people mean them, and `--set` overrides."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from raystudy.errors import Problem, SpecError
+
+MAX_BYTES = 1_000_000
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as version 1.2 reads it: `1e-3` is a number, `off` and `no` are words; a key given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[Hashable] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key_node.start_mark)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} is given twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _without(resolvers: Mapping[str, list[Any]], *tags: str) -> dict[str, list[Any]]:
+    return {letter: [(tag, rule) for tag, rule in rules if tag not in tags] for letter, rules in resolvers.items()}
+
+
+_BOOL, _FLOAT, _INT, _TIME = (f"tag:yaml.org,2002:{name}" for name in ("bool", "float", "int", "timestamp"))
+_Loader.yaml_implicit_resolvers = _without(yaml.SafeLoader.yaml_implicit_resolvers, _BOOL, _FLOAT, _INT, _TIME)
+_Loader.add_implicit_resolver(_BOOL, re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_Loader.add_implicit_resolver(_INT, re.compile(r"^[-+]?[0-9][0-9_]*$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    _FLOAT,
+    re.compile(
+        r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9]+|[0-9][0-9_]*(?=[eE]))(?:[eE][-+]?[0-9]+)?$|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN|NAN)$"
+    ),
+    list("-+0123456789."),
+)
+
+
+def parse_yaml(text: str, *, where: str) -> Any:
+    """Return the plain data of a YAML text; raise SpecError with line and column if it is not YAML."""
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506  a SafeLoader
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f"{where}, line {mark.line + 1}, column {mark.column + 1}" if mark else where
+        raise SpecError(Problem(place, str(error.problem or error.context or error))) from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise SpecError(Problem(where, f"is not a YAML file ({' '.join(str(error).split())[:200]})")) from error
+
+
+def read_study_file(path: Path) -> Any:
+    """Return the plain data of the study file at `path`; raise SpecError if there is none that can be read."""
+    where = str(path)
+    if path.is_dir():
+        raise SpecError(Problem(where, "is a folder, expected a study file (YAML)"))
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise SpecError(Problem(where, f"is larger than {MAX_BYTES:,} bytes: not a study file"))
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise SpecError(Problem(where, "no such file", "`raystudy init NAME` writes a study file")) from error
+    except UnicodeDecodeError as error:
+        raise SpecError(Problem(where, "is not text in UTF-8, expected a study file (YAML)")) from error
+    except OSError as error:
+        raise SpecError(Problem(where, f"cannot be read: {error.strerror}")) from error
+    return parse_yaml(text, where=where)
+
+
+def apply_overrides(data: Any, overrides: Sequence[str]) -> Any:
+    """Return `data` with each `key.path=value` set; values are read as YAML. Raise SpecError for malformed ones."""
+    problems: list[Problem] = []
+    for override in overrides:
+        path, equals, text = override.partition("=")
+        if not equals or not all(path.split(".")):
+            problems.append(Problem("--set", f"got {override!r}", "expected key.path=value, e.g. budget.trials=8"))
+            continue
+        try:
+            data = _with_value(data, path.split("."), parse_yaml(text, where=f"--set {path}"))
+        except SpecError as error:
+            problems.extend(error.problems)
+    if problems:
+        raise SpecError(problems)
+    return data
+
+
+def _with_value(data: Any, keys: Sequence[str], value: Any) -> Any:
+    if not keys:
+        return value
+    base = dict(data) if isinstance(data, Mapping) else {}
+    base[keys[0]] = _with_value(base.get(keys[0]), keys[1:], value)
+    return base
