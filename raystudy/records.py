@@ -6,7 +6,7 @@ every query fold the same events into the same records with `StudyRecord.apply`,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any, ClassVar, Protocol
@@ -100,13 +100,11 @@ class TrialStarted(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class TrialPlaced(Event):
-    """A process began to work on the trial; happens again after a retry or a resume."""
+class TrialResumed(Event):
+    """A trial that an earlier driver left unfinished was handed out again, under its old id."""
 
-    kind: ClassVar[str] = "trial_placed"
+    kind: ClassVar[str] = "trial_resumed"
     trial_id: str
-    node: str
-    pid: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,12 +118,13 @@ class TrialRetried(Event):
 
 @dataclass(frozen=True, slots=True)
 class Reported(Event):
-    """One row of metrics at the end of an epoch. All values are finite (rule 3)."""
+    """One row of metrics at the end of an epoch, and the host it was made on. All values are finite (rule 3)."""
 
     kind: ClassVar[str] = "reported"
     trial_id: str
     epoch: int
     metrics: Mapping[str, float]
+    node: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +180,7 @@ EVENTS: Mapping[str, type[Event]] = {
         StudyStarted,
         StudyResumed,
         TrialStarted,
-        TrialPlaced,
+        TrialResumed,
         TrialRetried,
         Reported,
         Decided,
@@ -221,7 +220,6 @@ class TrialRecord:
     reason: str = ""
     ended: float | None = None
     node: str = ""
-    pid: int | None = None
     retries: int = 0
     reports: dict[int, Reported] = field(default_factory=dict)
     decisions: dict[int, Decided] = field(default_factory=dict)
@@ -302,14 +300,15 @@ class StudyRecord:
 
     def _apply_to_trial(self, event: Event) -> None:
         match event:
-            case TrialPlaced():
+            case TrialResumed():
                 trial = self.trials[event.trial_id]
-                trial.node, trial.pid = event.node, event.pid
                 trial.state, trial.ended, trial.reason = TrialState.RUNNING, None, ""
             case TrialRetried():
                 self.trials[event.trial_id].retries += 1
             case Reported():
-                self.trials[event.trial_id].reports.setdefault(event.epoch, event)
+                trial = self.trials[event.trial_id]
+                trial.reports.setdefault(event.epoch, event)
+                trial.node = event.node or trial.node
             case Decided():
                 self.trials[event.trial_id].decisions[event.epoch] = event
             case TrialEnded():
@@ -333,6 +332,38 @@ class StudyRecord:
             if trial.state.ranks and (value := trial.best_value(metric, mode)) is not None
         ]
         return [trial for *_, trial in sorted(scored, key=lambda row: row[:2])]
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """A trial as it is handed to whoever trains it.
+
+    Attributes:
+        trial_id: its id, the same in Ray, Optuna and MLflow.
+        number: its number in the study, from 0.
+        config: every hyperparameter: active factors, fixed values, defaults.
+    """
+
+    trial_id: str
+    number: int
+    config: Config
+
+
+class Training(Protocol):
+    """One trial being trained."""
+
+    def epochs(self) -> Iterator[Mapping[str, float]]:
+        """Yield the metrics of each epoch, `epoch` among them; after a crash the last known epoch may come again."""
+
+    def close(self) -> None:
+        """Free everything that the trial holds."""
+
+
+class Trainer(Protocol):
+    """Trains trials of one study in one process, one after another; travels to workers by pickle."""
+
+    def open(self, ticket: Ticket) -> Training:
+        """Prepare the trial; it continues from its last checkpoint if it has one."""
 
 
 class Observer(Protocol):

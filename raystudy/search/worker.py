@@ -1,0 +1,94 @@
+"""What a process does with trials: train them epoch by epoch and say in words how each one ended.
+
+The inline loop and Ray's actors share this code, so that they cannot differ.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import traceback
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from raystudy.errors import Diverged, OutOfMemory
+from raystudy.records import Ticket, Trainer, Training, TrialState
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one step of a trial came to: the metrics of an epoch, or how the trial ended by itself."""
+
+    metrics: Mapping[str, float] | None = None
+    state: TrialState | None = None
+    reason: str = ""
+
+
+class Worker:
+    """Trains one trial at a time. No exception of a trial's own code leaves `step`."""
+
+    def __init__(self, trainer: Trainer, *, logs: Path | None = None) -> None:
+        """Work with `trainer`; each trial's log goes to `logs`/TRIAL.log."""
+        self.node = socket.gethostname()
+        self._trainer, self._logs = trainer, logs
+        self._ticket: Ticket | None = None
+        self._training: Training | None = None
+        self._epochs: Iterator[Mapping[str, float]] | None = None
+        self._handler: logging.Handler | None = None
+
+    def start(self, ticket: Ticket) -> None:
+        """Take on a trial; whatever was left of the one before is freed first. Nothing is built before the first step."""
+        self.close()
+        self._ticket = ticket
+        self._open_log(ticket)
+
+    def step(self) -> Step:
+        """Train for one epoch."""
+        try:
+            return Step(metrics=dict(next(self._iterator())))
+        except StopIteration:
+            return self._ended(TrialState.FAILED, "training ended before its budget")
+        except Diverged as error:
+            return self._ended(TrialState.DIVERGED, str(error))
+        except (OutOfMemory, MemoryError) as error:
+            return self._ended(TrialState.FAILED, f"out of memory: {error}")
+        except Exception as error:
+            _log.error("%s", traceback.format_exc())
+            return self._ended(TrialState.FAILED, f"{type(error).__name__}: {error}")
+
+    def close(self) -> None:
+        """Free what the trial holds."""
+        if self._training is not None:
+            self._training.close()
+        self._training, self._epochs, self._ticket = None, None, None
+        if self._handler is not None:
+            logging.getLogger("raystudy").removeHandler(self._handler)
+            self._handler.close()
+            self._handler = None
+
+    def _iterator(self) -> Iterator[Mapping[str, float]]:
+        if self._ticket is None:
+            raise RuntimeError("a worker steps only after start")
+        if self._epochs is None:
+            self._training = self._trainer.open(self._ticket)
+            self._epochs = iter(self._training.epochs())
+        return self._epochs
+
+    def _ended(self, state: TrialState, reason: str) -> Step:
+        reason = " ".join(reason.split())[:500]
+        _log.warning("trial ended: %s, %s", state.value, reason)
+        return Step(state=state, reason=reason)
+
+    def _open_log(self, ticket: Ticket) -> None:
+        if self._logs is None:
+            return
+        self._logs.mkdir(parents=True, exist_ok=True)
+        self._handler = logging.FileHandler(self._logs / f"{ticket.trial_id}.log")
+        self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logger = logging.getLogger("raystudy")
+        logger.addHandler(self._handler)
+        logger.setLevel(min(logger.level or logging.INFO, logging.INFO))
+        _log.info("trial %s on %s: %s", ticket.trial_id, self.node, dict(ticket.config))

@@ -1,0 +1,1 @@
+"""The record of a study: the journal, and MLflow fed from it."""
