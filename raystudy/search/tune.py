@@ -241,11 +241,12 @@ class _Watcher(tune.Callback):
 
 
 def _death(trial: Trial) -> str:
-    """Say in one line why a trial's process died."""
-    error = trial.get_pickled_error()
-    text = " ".join(str(error or trial.get_error() or "").split())
-    if isinstance(error, ray.exceptions.OutOfMemoryError):
-        return f"out of memory: {text[:300]}"
+    """Say in one line why a trial's process died, from what Tune noted of the last failure in the driver's staging folder."""
+    noted = Path(trial.error_file)
+    text = noted.read_text(errors="replace") if noted.is_file() else ""
+    text = " ".join(text.rpartition("Failure #")[2].partition(")")[2].split())
+    if "running low on memory" in text:
+        return f"out of memory: {text}"[:500]
     detail = re.search(r"Worker exit type: (\w+) Worker exit detail: (.*?)(?: Some common causes|$)", text)
     cause = f"{detail[1]}: {detail[2]}" if detail else text
     return f"its process died: {cause}"[:500]

@@ -1,0 +1,18 @@
+"""Labelled images from any source: decoded once, checked, split, and shared by all trials of a machine."""
+
+from raystudy.data.pipeline import prepare
+from raystudy.data.prepared import BadImage, ClassCount, DataSummary, PreparedData, Splits, summarise
+from raystudy.data.source import check_source
+from raystudy.data.splits import fraction_subset
+
+__all__ = [
+    "BadImage",
+    "ClassCount",
+    "DataSummary",
+    "PreparedData",
+    "Splits",
+    "check_source",
+    "fraction_subset",
+    "prepare",
+    "summarise",
+]

@@ -1,0 +1,1 @@
+"""One trial in plain PyTorch: backbone, freezing, features, optimisation, fitting, checkpoints. No Ray, no MLflow."""
