@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +61,20 @@ class InputError(RaystudyError):
         self.title = title
         super().__init__(self._render())
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel between processes whole: an exception is rebuilt from its message otherwise."""
+        return _rebuilt, (type(self), self.problems, self.title)
+
     def _render(self) -> str:
         lines = [str(problem) for problem in self.problems]
         if not self.title:
             return "\n".join(lines)
         count = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
         return "\n".join([f"{self.title}: {count}", *(f"  {line}" for line in lines)])
+
+
+def _rebuilt(kind: type[InputError], problems: list[Problem], title: str) -> InputError:
+    return kind(problems, title=title)
 
 
 class SpecError(InputError):

@@ -307,9 +307,7 @@ FACTORS: Mapping[str, FactorInfo] = _catalogue(
         role="scientific",
         source="Kornblith 2019; He 2019",
     ),
-    FactorInfo(
-        "backbone", "categorical", "The pretrained network.", default="", role="scientific", source="Kornblith 2019"
-    ),
+    FactorInfo("backbone", "categorical", "The pretrained network.", default="", role="scientific", source="Kornblith 2019"),
     FactorInfo(
         "seed",
         "int",

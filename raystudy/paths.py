@@ -83,13 +83,23 @@ class StudyPaths:
         """The log of the MLflow writer."""
         return self.root / "writer.log"
 
+    @property
+    def all_checkpoints(self) -> Path:
+        """The folder with one sub-folder of checkpoints a trial."""
+        return self.root / "checkpoints"
+
+    @property
+    def logs(self) -> Path:
+        """The folder with one log a trial."""
+        return self.root / "logs"
+
     def checkpoints(self, trial_id: str) -> Path:
         """The checkpoints of one trial."""
-        return self.root / "checkpoints" / trial_id
+        return self.all_checkpoints / trial_id
 
     def log(self, trial_id: str) -> Path:
         """The log of one trial."""
-        return self.root / "logs" / f"{trial_id}.log"
+        return self.logs / f"{trial_id}.log"
 
 
 def local_tracking_uri() -> str:

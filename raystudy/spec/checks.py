@@ -81,8 +81,7 @@ def _check_objective(sections: Sections) -> Iterator[Problem]:
         better = METRICS[objective.metric]
         yield Problem(
             "objective.mode",
-            f"got {objective.mode}, but {objective.metric} is better the "
-            f"{'larger' if better == 'max' else 'smaller'} it is",
+            f"got {objective.mode}, but {objective.metric} is better the {'larger' if better == 'max' else 'smaller'} it is",
             f"expected {better}",
         )
 
@@ -152,9 +151,7 @@ def _check_conditions(sections: Sections) -> Iterator[Problem]:
                 if fixed[parent] not in values:
                     yield Problem(place, f"{parent} is fixed to {fixed[parent]!r}: the factor would never be active")
             elif parent not in broken:
-                yield Problem(
-                    place, f"there is no factor {parent!r} in this study", nearest(parent, [*factors, *fixed])
-                )
+                yield Problem(place, f"there is no factor {parent!r} in this study", nearest(parent, [*factors, *fixed]))
     yield from _check_cycles(factors)
 
 
@@ -254,9 +251,7 @@ def _check_early_stopping(sections: Sections) -> Iterator[Problem]:
         if name not in factors:
             yield Problem(place, f"{name!r} does not vary in this study", nearest(name, factors))
         elif factors[name].levels() is None and factors[name].form != "int":
-            yield Problem(
-                place, f"{name} is continuous: no two trials would be compared", "expected a factor with few values"
-            )
+            yield Problem(place, f"{name} is continuous: no two trials would be compared", "expected a factor with few values")
 
 
 def _check_tracking(sections: Sections) -> Iterator[Problem]:

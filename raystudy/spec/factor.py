@@ -97,9 +97,7 @@ class Factor(BaseModel):
         if low == PROBE_DEPTH:
             raise ValueError(f"@{form}[0]: got {PROBE_DEPTH!r}, which goes second: [low, {PROBE_DEPTH}]")
         if high != PROBE_DEPTH and not low < high:
-            raise ValueError(
-                f"@{form}: [{low}, {high}] is an empty range, expected the lower end first and below the upper"
-            )
+            raise ValueError(f"@{form}: [{low}, {high}] is an empty range, expected the lower end first and below the upper")
         if form.startswith("log_") and low <= 0:
             raise ValueError(f"@{form}[0]: got {low}, a logarithmic range must begin above 0")
         self._check_step(form)

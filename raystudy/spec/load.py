@@ -76,11 +76,7 @@ def _parse_section(name: str, value: Any, field: Any, sections: dict[str, Any], 
     if name == "factors":
         _parse_factors(value, sections, problems)
         return
-    if (
-        isinstance(field.annotation, type)
-        and issubclass(field.annotation, BaseModel)
-        and not isinstance(value, Mapping)
-    ):
+    if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel) and not isinstance(value, Mapping):
         keys = ", ".join(field.annotation.model_fields)
         problems.append(Problem(name, f"got {_kind(value)}, expected a section with {keys}"))
         return

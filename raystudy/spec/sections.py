@@ -32,9 +32,7 @@ class Section(BaseModel):
 class DataSection(Section):
     """The images."""
 
-    source: StrictStr = Field(
-        min_length=1, description="folder: | parquet: | torchvision:NAME | sklearn:digits | idx:DIR"
-    )
+    source: StrictStr = Field(min_length=1, description="folder: | parquet: | torchvision:NAME | sklearn:digits | idx:DIR")
     image_size: StrictInt = Field(default=224, ge=8, le=2048, description="side of the decoded images in pixels")
     validation: Number | StrictStr = Field(default=0.2, description="share of the images, or a second source")
     test: Number | StrictStr | None = Field(default=None, description="share or source that no decision ever sees")
@@ -46,9 +44,7 @@ class ObjectiveSection(Section):
     """What "best" means."""
 
     metric: StrictStr = "val_accuracy"
-    mode: Literal["max", "min"] | None = Field(
-        default=None, description="max or min; by default the metric's own direction"
-    )
+    mode: Literal["max", "min"] | None = Field(default=None, description="max or min; by default the metric's own direction")
 
 
 class BudgetSection(Section):
@@ -92,6 +88,4 @@ class ResourcesSection(Section):
     gpu: Literal["auto"] | Annotated[Number, Field(ge=0, le=64)] = "auto"
     concurrent: Literal["auto"] | Annotated[StrictInt, Field(ge=1, le=100_000)] = "auto"
     precision: Literal["auto", "float32", "bf16"] = "auto"
-    retries: StrictInt = Field(
-        default=2, ge=0, le=100, description="times a trial is handed out again after its process died"
-    )
+    retries: StrictInt = Field(default=2, ge=0, le=100, description="times a trial is handed out again after its process died")

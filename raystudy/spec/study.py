@@ -69,8 +69,7 @@ class StudySpec(BaseModel):
         """Return plain data in the study file's form, everything that is at its default left out."""
         data = self.model_dump(mode="json", by_alias=True, exclude_defaults=True)
         data["factors"] = {
-            name: factor.model_dump(mode="json", by_alias=True, exclude_none=True)
-            for name, factor in self.factors.items()
+            name: factor.model_dump(mode="json", by_alias=True, exclude_none=True) for name, factor in self.factors.items()
         }
         return data
 

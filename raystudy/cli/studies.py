@@ -1,0 +1,168 @@
+"""Commands that run studies and look after running ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from raystudy.cli import options
+
+if TYPE_CHECKING:
+    from raystudy.driver import Outcome, Watcher
+    from raystudy.spec import StudySpec
+
+
+@click.command()
+@click.option("--trials", type=click.IntRange(min=1), help="Run fewer or more trials than the demo's own number.")
+@options.tracking
+@options.as_json
+def demo(trials: int | None, tracking_uri: str | None, as_json: bool) -> int:
+    """Run a real study on this machine: pretrained weights, real images, minutes, no network, no GPU needed."""
+    from raystudy.preflight import read_study
+    from raystudy.templates import template
+
+    changes = [f"budget.trials={trials}"] if trials else []
+    with template("quickstart") as file:
+        spec = read_study(file, changes, name=_free_name("quickstart"), tracking_uri=tracking_uri)
+    return _run(spec, inline=False, as_json=as_json)
+
+
+@click.command()
+@options.study_file
+@options.overrides
+@click.option("--name", help="Give the study another name than the file's.")
+@options.tracking
+@click.option("--inline", is_flag=True, help="Run in this process, one trial after another, without Ray.")
+@options.as_json
+def run(file: Path, overrides: tuple[str, ...], name: str | None, tracking_uri: str | None, inline: bool, as_json: bool) -> int:
+    """Run a study to its end."""
+    from raystudy.preflight import read_study
+
+    return _run(read_study(file, overrides, name=name, tracking_uri=tracking_uri), inline=inline, as_json=as_json)
+
+
+@click.command()
+@options.study_name
+@options.overrides
+@options.tracking
+@click.option("--inline", is_flag=True, help="Run in this process, one trial after another, without Ray.")
+@options.as_json
+def resume(name: str, overrides: tuple[str, ...], tracking_uri: str | None, inline: bool, as_json: bool) -> int:
+    """Continue a study that was interrupted or whose process died; --set budget.trials=N extends a finished one."""
+    from raystudy.driver import Setting
+    from raystudy.driver import resume as continue_study
+    from raystudy.preflight import check
+    from raystudy.spec.text import apply_overrides
+
+    def changed(spec: StudySpec) -> StudySpec:
+        return check(apply_overrides(spec.to_dict(), overrides), title=name)
+
+    setting = Setting(inline=inline, tracking_uri=tracking_uri)
+    return _finish(continue_study(name, changed if overrides else None, setting, _watcher()), as_json=as_json)
+
+
+@click.command()
+@options.study_name
+def stop(name: str) -> None:
+    """Stop a running study cleanly: its state is saved, `resume` continues it."""
+    from raystudy.driver import stop as stop_study
+
+    pid = stop_study(name)
+    click.echo(f"asked process {pid} to stop; `raystudy resume {name}` continues the study")
+
+
+@click.command()
+@options.study_name
+@click.argument("trial", metavar="[TRIAL]", required=False)
+def logs(name: str, trial: str | None) -> None:
+    """Print the log of a trial, or the events of the study."""
+    from raystudy.driver import existing
+    from raystudy.errors import NotFoundError
+    from raystudy.paths import StudyPaths
+    from raystudy.progress import event_line
+    from raystudy.spec.messages import nearest
+    from raystudy.tracking.journal import read_events
+
+    files: StudyPaths = existing(name)
+    if trial is None:
+        for _, event in read_events(files.journal):
+            click.echo(event_line(event))
+        return
+    if not files.log(trial).exists():
+        known = sorted(path.stem for path in files.logs.glob("*.log"))
+        raise NotFoundError(f"the study {name!r} has no log of a trial {trial!r}; {nearest(trial, known)}")
+    click.echo(files.log(trial).read_text(), nl=False)
+
+
+@click.command()
+@options.study_name
+def watch(name: str) -> None:
+    """Show a running study until it ends; Ctrl-C stops watching, not the study."""
+    from raystudy.watch import watch_study
+
+    watch_study(name)
+
+
+def _run(spec: StudySpec, *, inline: bool, as_json: bool) -> int:
+    from raystudy.driver import Setting
+    from raystudy.driver import run as run_study
+
+    return _finish(run_study(spec, Setting(inline=inline), _watcher()), as_json=as_json)
+
+
+def _watcher() -> Watcher:
+    """Return what shows progress, on stderr: stdout is for results."""
+    from rich.console import Console
+
+    from raystudy.progress import LiveProgress, PlainProgress
+
+    console = Console(stderr=True)
+    return LiveProgress(console) if console.is_terminal else PlainProgress(console)
+
+
+def _finish(outcome: Outcome, *, as_json: bool) -> int:
+    from raystudy.records import StudyState
+
+    if as_json:
+        options.print_json(outcome.to_dict())
+    else:
+        click.echo(_summary(outcome))
+    return {StudyState.COMPLETED: 0, StudyState.INTERRUPTED: 130}.get(outcome.state, 1)
+
+
+def _summary(outcome: Outcome) -> str:
+    from raystudy.progress import configuration, duration
+    from raystudy.records import StudyState
+
+    counts = ", ".join(f"{count} {state}" for state, count in outcome.trials.items())
+    lines = [
+        "",
+        f"{outcome.name} {outcome.state.value}: {counts}; {outcome.epochs_trained} epochs in {duration(outcome.wall_seconds)}"
+        + (f" ({outcome.reason})" if outcome.reason else ""),
+    ]
+    if best := outcome.best:
+        metrics = ", ".join(f"{name} {value:.4f}" for name, value in best["metrics"].items() if name.startswith("val_"))
+        lines += [
+            f"best    {best['trial_id']}, {best['state']}, at epoch {best['epoch']}: {metrics}",
+            f"        {configuration(best['config'])}",
+        ]
+    if not outcome.recorded:
+        lines.append(f"MLflow  is not complete yet: `raystudy verify {outcome.name} --repair` completes it from the journal")
+    if outcome.state is StudyState.INTERRUPTED:
+        lines.append(f"resume  raystudy resume {outcome.name}")
+    lines += [
+        "browse  raystudy ui",
+        f"ask     raystudy best {outcome.name} -k 5; raystudy trials {outcome.name}; "
+        f"raystudy export {outcome.name} --out {outcome.name}-model",
+    ]
+    return "\n".join(lines)
+
+
+def _free_name(name: str) -> str:
+    """Return `name`, or `name-2`, `name-3`, ... if studies of that name are there already."""
+    from raystudy.paths import StudyPaths
+
+    candidates = [name, *(f"{name}-{number}" for number in range(2, 10_000))]
+    return next(candidate for candidate in candidates if not StudyPaths.of(candidate).journal.exists())

@@ -1,0 +1,423 @@
+"""Runs and resumes a study on this machine's Ray (or inline): the order in which everything starts, and how it ends.
+
+Nothing is started before the study file, the images, the weights and the tracking store are known to be right; whatever
+fails before that leaves no trace. From then on the journal is the study: the process may die at any point.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from raystudy import __version__, paths
+from raystudy.errors import InputError, NotFoundError, Problem, SpecError, StudyBusyError
+from raystudy.paths import StudyPaths
+from raystudy.preflight import space_of
+from raystudy.records import (
+    Event,
+    Observer,
+    StudyRecord,
+    StudyResumed,
+    StudyStarted,
+    StudyState,
+    Trainer,
+    TrialEnded,
+    TrialRecord,
+)
+from raystudy.search.director import Director
+from raystudy.spec import StudySpec
+from raystudy.spec.messages import nearest
+from raystudy.tracking.feeder import Feeder, Ready
+from raystudy.tracking.journal import Journal, read_journal
+
+_log = logging.getLogger(__name__)
+
+READY_TIMEOUT_S = 60.0
+DRAIN_TIMEOUT_S = 600.0
+
+
+class Watcher(Observer):
+    """Somebody who shows what happens; every method may do nothing."""
+
+    def __call__(self, event: Event) -> None:
+        """Take notice of an event."""
+
+    def say(self, text: str) -> None:
+        """Show what is being done before and after the trials."""
+
+    def begin(self, director: Director) -> None:
+        """Trials are about to run."""
+
+    def end(self) -> None:
+        """No trial runs any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """How a study is run, as opposed to what it asks.
+
+    Attributes:
+        inline: without Ray, in this process.
+        tracking_uri: where MLflow is; None: the study file's, then MLFLOW_TRACKING_URI, then the local store.
+        trainer: what trains the trials; None: fine-tuning on the study's images.
+    """
+
+    inline: bool = False
+    tracking_uri: str | None = None
+    trainer: Trainer | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What `run --json` prints.
+
+    Attributes:
+        name: the study.
+        state: how it ended.
+        reason: why, where that is not plain.
+        trials: number of trials by state.
+        best: the best trial: its id, number, state, epoch, configuration and metrics; None if none ranks.
+        wall_seconds: time that drivers spent on the study, over all resumes.
+        epochs_trained: epochs reported over all trials.
+        tracking_uri: the MLflow store.
+        experiment_id: the study's experiment there.
+        run_id: the study's parent run there.
+        recorded: whether MLflow holds everything that the journal says.
+    """
+
+    name: str
+    state: StudyState
+    reason: str
+    trials: dict[str, int]
+    best: dict[str, Any] | None
+    wall_seconds: float
+    epochs_trained: int
+    tracking_uri: str
+    experiment_id: str
+    run_id: str
+    recorded: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data."""
+        return asdict(self)
+
+
+def run(spec: StudySpec, setting: Setting | None = None, watcher: Watcher | None = None) -> Outcome:
+    """Run a new study to its end.
+
+    Raises:
+        StudyBusyError: there is a study of that name already.
+        InputError: the images or the weights are not usable; nothing was started.
+        UnreachableError: the tracking store does not answer; nothing was started.
+    """
+    setting, watcher = setting or Setting(), watcher or Watcher()
+    files = StudyPaths.of(spec.name)
+    if files.journal.exists():
+        raise StudyBusyError(
+            f"there is a study {spec.name!r} already: `raystudy resume {spec.name}` continues it, --name renames this one"
+        )
+    with _exclusive(files):
+        trainer, about = _prepare(spec, setting, watcher, files)
+        events: list[Event] = [StudyStarted(time.time(), spec.name, spec.to_dict(), spec.fingerprint, __version__, about)]
+        try:
+            with Journal(files.journal) as journal:
+                journal.append(events[0])
+            return _drive(spec, setting, watcher, files, trainer, events)
+        except BaseException:
+            if len(read_journal(files.journal)) == 1:  # it never began: leave no trace
+                shutil.rmtree(files.root, ignore_errors=True)
+            raise
+
+
+def resume(
+    name: str,
+    changes: Callable[[StudySpec], StudySpec] | None = None,
+    setting: Setting | None = None,
+    watcher: Watcher | None = None,
+) -> Outcome:
+    """Continue a study from its journal: unfinished trials first, under their old ids, from their last checkpoints.
+
+    Args:
+        name: the study.
+        changes: changes to the budget or the resources; anything that decides results is refused.
+        setting: how it is run.
+        watcher: who is shown what happens.
+
+    Raises:
+        NotFoundError: there is no such study here.
+        SpecError: `changes` touch what decides the results.
+        StudyBusyError: another process is running it.
+    """
+    setting, watcher = setting or Setting(), watcher or Watcher()
+    files = existing(name)
+    with _exclusive(files):
+        history = read_journal(files.journal)
+        record = StudyRecord.fold(history)
+        before = StudySpec.from_dict(record.spec)
+        spec = changes(before) if changes else before
+        if spec.fingerprint != before.fingerprint:
+            raise SpecError(
+                Problem(
+                    "--set",
+                    "changes what decides the results of the study",
+                    "a resume may change budget.trials, "
+                    "budget.hours, resources and keep_models; give the changed study another name",
+                )
+            )
+        trainer, about = _prepare(spec, setting, watcher, files)
+        known, found = record.data.get("fingerprint"), about.get("fingerprint")
+        if known and found and known != found:
+            raise InputError(Problem("data.source", f"the images of {spec.data.source} have changed since the study began"))
+        return _drive(spec, setting, watcher, files, trainer, history)
+
+
+def stop(name: str) -> int:
+    """Ask the process that runs the study `name` on this machine to stop cleanly; return its process id.
+
+    Raises:
+        NotFoundError: there is no such study here, or nobody is running it.
+    """
+    files = existing(name)
+    lock = filelock.FileLock(files.lock)
+    try:
+        with lock.acquire(timeout=0):
+            raise NotFoundError(f"nobody is running the study {name!r}")
+    except filelock.Timeout:
+        driver = json.loads(files.driver.read_text())
+    if driver["host"] != socket.gethostname():
+        raise NotFoundError(f"the study {name!r} is run by {driver['host']}: stop it there")
+    os.kill(driver["pid"], signal.SIGINT)
+    return int(driver["pid"])
+
+
+def existing(name: str) -> StudyPaths:
+    """Return the files of a study that was run here; raise NotFoundError if there is none."""
+    files = StudyPaths.of(name)
+    if not files.journal.exists():
+        here = sorted(folder.name for folder in paths.studies().glob("*") if (folder / "journal.jsonl").exists())
+        hint = nearest(name, here) if here else "there are no studies yet"
+        raise NotFoundError(f"there is no study {name!r} in {paths.studies()}; {hint}")
+    return files
+
+
+def _drive(
+    spec: StudySpec, setting: Setting, watcher: Watcher, files: StudyPaths, trainer: Trainer, history: Sequence[Event]
+) -> Outcome:
+    with ExitStack() as stack:
+        files.driver.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "started": time.time()}))
+        stack.callback(files.driver.unlink, missing_ok=True)
+        feeder = Feeder.start(files, _tracking_uri(spec, setting))
+        stack.callback(feeder.finish, 1.0)
+        with nullcontext() if setting.inline else _ray(spec):  # Ray and the MLflow writer start side by side
+            ready = feeder.wait_ready(READY_TIMEOUT_S)
+            journal = stack.enter_context(Journal(files.journal))
+            if _has_work(spec, StudyRecord.fold(history)):
+                history = [*history, *_resumption(spec, journal, history)]
+            observers: list[Observer] = [lambda _: feeder.notify(), _CheckpointKeeper(spec, files, history), watcher]
+            director = Director(spec, space_of(spec), append=journal.append, history=history, observers=observers)
+            if _has_work(spec, director.record):
+                watcher.begin(director)
+                try:
+                    _run_trials(director, setting, trainer, logs=files.logs)
+                finally:
+                    watcher.end()
+        watcher.say("Recording models and results in MLflow")
+        recorded = feeder.finish(DRAIN_TIMEOUT_S)
+        return _outcome(director, ready, recorded)
+
+
+def _has_work(spec: StudySpec, record: StudyRecord) -> bool:
+    """Whether the study has trials to run, or an end to write."""
+    unfinished = any(not trial.state.is_over for trial in record.trials.values())
+    ended = record.state in (StudyState.COMPLETED, StudyState.FAILED)
+    return unfinished or not ended or len(record.trials) < spec.budget.trials
+
+
+def _resumption(spec: StudySpec, journal: Journal, history: Sequence[Event]) -> list[Event]:
+    """Record that a new driver takes over; nothing at the first start."""
+    if len(history) == 1:
+        return []
+    resumed = StudyResumed(time.time(), spec.to_dict(), __version__)
+    journal.append(resumed)
+    return [resumed]
+
+
+def _run_trials(director: Director, setting: Setting, trainer: Trainer, *, logs: Path) -> None:
+    resources = director.spec.resources
+    try:
+        with _signals(director):
+            if director.is_exhausted:  # the last driver died between the last trial and the end of the study
+                director.finish()
+            elif setting.inline:
+                from raystudy.search.inline import run_inline
+                from raystudy.search.worker import Worker
+
+                run_inline(director, Worker(trainer, logs=logs))
+            else:
+                from raystudy.search.tune import cluster_slots, run_on_tune
+
+                slots = cluster_slots(resources.cpu, resources.gpu, resources.concurrent, resources.retries)
+                run_on_tune(director, trainer, slots, logs=logs)
+    except KeyboardInterrupt:
+        director.request_stop("interrupted from the keyboard")
+        director.finish()
+
+
+def _outcome(director: Director, ready: Ready, recorded: bool) -> Outcome:
+    record, spec = director.record, director.spec
+    ranking = record.ranking(spec.metric, spec.mode)
+    best: dict[str, Any] | None = None
+    if ranking:
+        trial = ranking[0]
+        epoch = trial.best_epoch(spec.metric, spec.mode) or 0
+        best = {
+            "trial_id": trial.trial_id,
+            "number": trial.number,
+            "state": trial.state.value,
+            "epoch": epoch,
+            "config": dict(trial.config),
+            "metrics": dict(trial.reports[epoch].metrics),
+        }
+    return Outcome(
+        name=spec.name,
+        state=record.state,
+        reason=record.reason,
+        trials=record.counts(),
+        best=best,
+        wall_seconds=round(record.busy_seconds, 3),
+        epochs_trained=sum(len(trial.reports) for trial in record.trials.values()),
+        tracking_uri=ready.tracking_uri,
+        experiment_id=ready.experiment_id,
+        run_id=ready.run_id,
+        recorded=recorded,
+    )
+
+
+def _prepare(spec: StudySpec, setting: Setting, watcher: Watcher, files: StudyPaths) -> tuple[Trainer, dict[str, Any]]:
+    """Decode the images and load the weights; return what trains, and what to note about the images."""
+    if setting.trainer is not None:
+        return setting.trainer, {}
+    watcher.say(f"Reading images from {spec.data.source}")
+    from raystudy.finetune.trainer import FineTuneTrainer, check_weights, open_data
+
+    data = open_data(spec, paths.cache())
+    for warning in data.warnings:
+        watcher.say(f"warning: {warning}")
+    watcher.say(f"Loading {', '.join(spec.backbones)}")
+    check_weights(spec)
+    about = {
+        "fingerprint": data.fingerprint,
+        "classes": list(data.class_names),
+        "images": len(data.labels),
+        "training_images": len(data.splits.train),
+        "validation_images": len(data.splits.validation),
+        "skipped": [{"name": bad.name, "reason": bad.reason} for bad in data.bad],
+        "warnings": list(data.warnings),
+    }
+    return FineTuneTrainer(spec, files.all_checkpoints, paths.cache()), about
+
+
+def _tracking_uri(spec: StudySpec, setting: Setting) -> str:
+    """Return where the study is recorded: what is asked for, then the study file, the environment, the local store."""
+    return setting.tracking_uri or spec.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or paths.local_tracking_uri()
+
+
+class _CheckpointKeeper:
+    """Deletes the checkpoints of trials that are over and not among the best, so that disk use does not grow with the study."""
+
+    def __init__(self, spec: StudySpec, files: StudyPaths, history: Sequence[Event]) -> None:
+        self._spec, self._files, self._record = spec, files, StudyRecord.fold(history)
+        self._best = self._record.ranking(spec.metric, spec.mode)[: spec.keep_models]
+        for trial in self._record.trials.values():  # the last driver may have died before it deleted them
+            if trial.state.is_over and trial not in self._best:
+                self._delete(trial)
+
+    def __call__(self, event: Event) -> None:
+        self._record.apply(event)
+        if not isinstance(event, TrialEnded) or not event.state.is_over:
+            return
+        trial = self._record.trials[event.trial_id]
+        if not trial.state.ranks:
+            self._delete(trial)
+            return
+        contest = StudyRecord(trials={one.trial_id: one for one in (*self._best, trial)})
+        ranking = contest.ranking(self._spec.metric, self._spec.mode)
+        self._best = ranking[: self._spec.keep_models]
+        for loser in ranking[self._spec.keep_models :]:
+            self._delete(loser)
+
+    def _delete(self, trial: TrialRecord) -> None:
+        shutil.rmtree(self._files.checkpoints(trial.trial_id), ignore_errors=True)
+
+
+@contextmanager
+def _exclusive(files: StudyPaths) -> Iterator[None]:
+    """Hold the study: one driver at a time. The lock goes with the process, however it dies."""
+    existed = files.root.exists()
+    files.root.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(files.lock)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout as error:
+        raise StudyBusyError(f"another process is running the study {files.root.name!r}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+        if not existed and not files.journal.exists():
+            shutil.rmtree(files.root, ignore_errors=True)
+
+
+@contextmanager
+def _signals(director: Director) -> Iterator[None]:
+    """Turn the first SIGINT or SIGTERM into a clean stop; a second SIGINT interrupts at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, _frame: object) -> None:
+        if director.stop_reason and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        director.request_stop("interrupted from the keyboard" if number == signal.SIGINT else "terminated (SIGTERM)")
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _ray(spec: StudySpec) -> Iterator[None]:
+    """Connect to the Ray that RAY_ADDRESS names, else start one for this study."""
+    import ray
+
+    if ray.is_initialized():
+        yield  # the caller's own: neither started nor stopped here
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    if address:
+        ray.init(address=address, **common)
+    else:
+        # A study keeps nothing in Ray's object store: the least that Ray accepts saves the memory for trials.
+        cpus = max(os.cpu_count() or 1, spec.resources.cpu)
+        ray.init(address="local", include_dashboard=False, num_cpus=cpus, object_store_memory=100_000_000, **common)
+    try:
+        yield
+    finally:
+        ray.shutdown()

@@ -1,0 +1,61 @@
+"""Random changes to a whole batch of images at once, each a pure function of the batch and a generator.
+
+The random parameters are drawn on the CPU, a few numbers per image, so that every device sees the same ones.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+_CROP_AREA = (0.08, 1.0)
+_CROP_LOG_RATIO = (math.log(3 / 4), math.log(4 / 3))
+"""Area share and aspect ratio of random resized crops, as in Inception's and torchvision's training."""
+
+
+def augment(images: Tensor, kind: str, generator: torch.Generator) -> Tensor:
+    """Return `images` changed at random as the factor `augmentation` says.
+
+    Args:
+        images: float images `(batch, channels, side, side)`.
+        kind: `none`, `flip` or `standard`.
+        generator: a CPU generator.
+    """
+    if kind == "none":
+        return images
+    flipped = torch.rand(len(images), generator=generator) < 0.5
+    if kind == "flip":
+        return torch.where(flipped.to(images.device).view(-1, 1, 1, 1), images.flip(3), images)
+    transforms = _random_crops(len(images), generator)
+    transforms[flipped, 0, 0] *= -1
+    grid = functional.affine_grid(transforms.to(images.device), list(images.shape), align_corners=False)
+    crops = functional.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return crops.contiguous(memory_format=torch.channels_last)
+
+
+def _random_crops(n: int, generator: torch.Generator) -> Tensor:
+    """Return `(n, 2, 3)` affine maps from the output's square [-1, 1]² into a random rectangle of the input's."""
+    area, ratio, x, y = torch.rand(4, n, generator=generator)
+    area = _CROP_AREA[0] + area * (_CROP_AREA[1] - _CROP_AREA[0])
+    log_ratio = _CROP_LOG_RATIO[0] + ratio * (_CROP_LOG_RATIO[1] - _CROP_LOG_RATIO[0])
+    width = (area * log_ratio.exp()).sqrt().clamp(max=1)
+    height = (area / log_ratio.exp()).sqrt().clamp(max=1)
+    transforms = torch.zeros(n, 2, 3)
+    transforms[:, 0, 0], transforms[:, 0, 2] = width, (1 - width) * (2 * x - 1)
+    transforms[:, 1, 1], transforms[:, 1, 2] = height, (1 - height) * (2 * y - 1)
+    return transforms
+
+
+def draw_mixup(alpha: float, n: int, seed: int) -> tuple[float, Tensor]:
+    """Draw MixUp's weight from Beta(alpha, alpha) and each image's partner.
+
+    Returns:
+        The weight of the image itself, in [0, 1], and the partners' places in the batch, `(n,)`.
+    """
+    random = np.random.default_rng(seed)
+    weight = float(random.beta(alpha, alpha))
+    return weight, torch.from_numpy(random.permutation(n))

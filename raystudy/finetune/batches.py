@@ -1,0 +1,153 @@
+"""Training and validation batches: which images, when, and as which tensors.
+
+The order of training images is an endless stream, one permutation after another, and every step's batch is a pure
+function of the step. So nothing has to be saved to resume it, every batch is full, and trials on different data fractions
+take the same number of equal steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from raystudy.finetune.augmentation import augment, draw_mixup
+from raystudy.finetune.compute import Compute
+from raystudy.finetune.hyperparameters import Hyperparameters
+from raystudy.finetune.model import Preprocess
+from raystudy.finetune.seeds import Purpose, TrialSeeds
+
+_EVALUATION_PIXELS = 2**23
+"""Pixels per evaluation batch. By pixels and not by `batch_size`, which must not change what is measured; and few enough
+that an evaluation needs less memory than the training that it interrupts."""
+
+_GPU_SHARE = 0.25
+"""A store moves to the GPU if it takes at most this share of the memory free there: most is for the network."""
+
+
+class ImageStore:
+    """Images and labels, fetched by index as tensors on the device.
+
+    Args:
+        images: uint8 `(n, side, side, 3)`, usually a read-only memory map.
+        labels: int64 `(n,)`.
+        compute: the device; a GPU keeps all images if they are small for it.
+    """
+
+    def __init__(self, images: NDArray[np.uint8], labels: NDArray[np.int64], compute: Compute) -> None:
+        self._images = images
+        self._device = compute.device
+        self._labels = torch.from_numpy(np.array(labels, dtype=np.int64)).to(compute.device)
+        self._resident: Tensor | None = None
+        if compute.is_gpu and images.nbytes <= _GPU_SHARE * torch.cuda.mem_get_info(compute.device)[0]:
+            self._resident = torch.from_numpy(np.array(images)).to(compute.device)
+
+    def fetch(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """Return the images as float `(batch, 3, side, side)` of 0 to 255, channels last, and their labels `(batch,)`."""
+        where = torch.from_numpy(indices).to(self._device, non_blocking=True)
+        pixels = self._read(indices) if self._resident is None else self._resident[where]
+        # The permuted view of (batch, side, side, 3) memory already is channels-last: no copy.
+        return pixels.permute(0, 3, 1, 2).float(), self._labels[where]
+
+    def _read(self, indices: NDArray[np.int64]) -> Tensor:
+        pixels = torch.from_numpy(self._images[indices])
+        return pixels.pin_memory().to(self._device, non_blocking=True) if self._device.type == "cuda" else pixels
+
+
+class BatchOrder:
+    """Which images each training step sees: permutation after permutation of `indices`, cut into equal batches.
+
+    Args:
+        indices: the images to train on, `(n,)`; at least one.
+        batch_size: images per step; may exceed `n`, a batch then spans several passes.
+        seeds: pass `p` is permuted by the seed derived for `Purpose.ORDER` and `p`.
+    """
+
+    def __init__(self, indices: NDArray[np.int64], batch_size: int, seeds: TrialSeeds) -> None:
+        self._indices = indices
+        self._batch_size = batch_size
+        self._seeds = seeds
+        # Two passes meet in most batches; when batches are larger than the subset no cache would help anyway.
+        self._pass = lru_cache(maxsize=2)(self._permute)
+
+    def batch(self, step: int) -> NDArray[np.int64]:
+        """Return the images of `step` (from 0), sorted: memory-mapped files are read fastest in ascending order."""
+        positions = np.arange(step * self._batch_size, (step + 1) * self._batch_size)
+        passes, offsets = np.divmod(positions, len(self._indices))
+        parts = [self._pass(int(number))[offsets[passes == number]] for number in np.unique(passes)]
+        return np.sort(np.concatenate(parts))
+
+    def _permute(self, number: int) -> NDArray[np.int64]:
+        return np.random.default_rng(self._seeds.derive(Purpose.ORDER, number)).permutation(self._indices)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One training step's input.
+
+    Attributes:
+        images: normalised, `(batch, 3, side, side)`.
+        labels: `(batch,)`.
+        partner_labels: the labels of the images mixed in by MixUp, `(batch,)`; `labels` itself without MixUp.
+        weight: the share of `labels` in the target; 1 without MixUp.
+    """
+
+    images: Tensor
+    labels: Tensor
+    partner_labels: Tensor
+    weight: float
+
+
+class TrainingBatches:
+    """The training batches of a trial, addressed by step.
+
+    Args:
+        store: the images.
+        order: which of them each step sees.
+        preprocess: resizes and normalises; on the same device as the store's tensors.
+        hyper: says the augmentation and the MixUp.
+        seeds: augmentation and MixUp of a step derive from it and the step.
+    """
+
+    def __init__(
+        self, store: ImageStore, order: BatchOrder, *, preprocess: Preprocess, hyper: Hyperparameters, seeds: TrialSeeds
+    ) -> None:
+        self._store = store
+        self._order = order
+        self._preprocess = preprocess
+        self._hyper = hyper
+        self._seeds = seeds
+
+    def at(self, step: int) -> Batch:
+        """Return the batch of `step`, counted from 0 over the whole trial."""
+        images, labels = self._store.fetch(self._order.batch(step))
+        images = self._preprocess.resize(images)
+        if self._hyper.augmentation != "none":
+            generator = torch.Generator().manual_seed(self._seeds.derive(Purpose.AUGMENTATION, step))
+            images = augment(images, self._hyper.augmentation, generator)
+        return self._mix(self._preprocess.normalize(images), labels, step)
+
+    def _mix(self, images: Tensor, labels: Tensor, step: int) -> Batch:
+        if self._hyper.mixup == 0:
+            return Batch(images, labels, labels, 1.0)
+        weight, partners = draw_mixup(self._hyper.mixup, len(images), self._seeds.derive(Purpose.MIXUP, step))
+        partners = partners.to(images.device)
+        return Batch(images.lerp(images[partners], 1 - weight), labels, labels[partners], weight)
+
+
+def evaluation_batch_size(side: int) -> int:
+    """Return how many images of `side` pixels to evaluate at once: from 1 to 256."""
+    return max(1, min(256, _EVALUATION_PIXELS // side**2))
+
+
+def evaluation_batches(
+    store: ImageStore, indices: NDArray[np.int64], *, batch_size: int = 256
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield `indices` in order, never augmented, as float images `(batch, 3, side, side)` of 0 to 255 with labels."""
+    for start in range(0, len(indices), batch_size):
+        yield store.fetch(indices[start : start + batch_size])

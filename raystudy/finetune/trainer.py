@@ -1,0 +1,121 @@
+"""The trainer that studies use: builds each trial's data, network and checkpoints, once per process where trials share them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from raystudy.data import PreparedData, prepare
+from raystudy.finetune.backbone import Backbone, build_backbone
+from raystudy.finetune.trial import TrialPlan, TrialRun
+from raystudy.records import Ticket
+from raystudy.spec import StudySpec
+
+
+def open_data(spec: StudySpec, cache: Path) -> PreparedData:
+    """Return the study's images; decoded by the first who asks on this machine, mapped into memory by all others."""
+    data = spec.data
+    return prepare(
+        data.source,
+        image_size=data.image_size,
+        validation=data.validation,
+        test=data.test,
+        on_bad_image=data.on_bad_image,
+        seed=spec.search.seed,
+        cache_dir=cache,
+    )
+
+
+@dataclass(frozen=True)
+class FineTuneTrainer:
+    """Opens fine-tuning trials of one study.
+
+    Attributes:
+        spec: the study.
+        checkpoints: the folder with one sub-folder of checkpoints a trial.
+        cache: where decoded images are.
+        device: `auto`, `cpu`, `cuda`, ...
+    """
+
+    spec: StudySpec
+    checkpoints: Path
+    cache: Path
+    device: str = "auto"
+
+    def open(self, ticket: Ticket) -> TrialRun:
+        """Prepare the trial; it continues from its last checkpoint if it has one."""
+        return TrialRun(
+            self.plan(ticket),
+            _shared_data(_Key(self.spec, self.cache)),
+            self.checkpoints / ticket.trial_id,
+            backbone=_copy_of_shared,
+        )
+
+    def plan(self, ticket: Ticket) -> TrialPlan:
+        """Return what the trial is to do."""
+        spec = self.spec
+        return TrialPlan(
+            trial_id=ticket.trial_id,
+            number=ticket.number,
+            config=ticket.config,
+            epochs=spec.budget.epochs,
+            study_seed=spec.search.seed,
+            metric=spec.metric,
+            mode=spec.mode,
+            epoch_unit=spec.budget.unit,
+            device=self.device,
+            threads=spec.resources.cpu,
+            precision=spec.resources.precision,
+        )
+
+
+@dataclass(frozen=True)
+class _Key:
+    """A study's images, as a key: two studies with equal data sections share them."""
+
+    spec: StudySpec
+    cache: Path
+
+    def __hash__(self) -> int:
+        return hash((self.spec.data.source, self.spec.search.seed, self.cache))
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, _Key)
+            and self.spec.data == other.spec.data
+            and self.spec.search.seed == other.spec.search.seed
+            and self.cache == other.cache
+        )
+
+
+@lru_cache(maxsize=1)
+def _shared_data(key: _Key) -> PreparedData:
+    return open_data(key.spec, key.cache)
+
+
+@lru_cache(maxsize=4)
+def _shared_backbone(name: str, image_size: int | None) -> Backbone:
+    return build_backbone(name, pretrained=True, image_size=image_size)
+
+
+def _copy_of_shared(name: str, *, pretrained: bool, seed: int, image_size: int | None) -> Backbone:
+    """Build a backbone; pretrained weights are read from disk once per process and copied."""
+    if pretrained:
+        return copy.deepcopy(_shared_backbone(name, image_size))
+    return build_backbone(name, pretrained=False, seed=seed, image_size=image_size)
+
+
+def check_weights(spec: StudySpec) -> Mapping[str, int]:
+    """Load every backbone of the study once, so that missing weights stop it before anything starts.
+
+    Returns:
+        The number of units of each backbone.
+
+    Raises:
+        BackboneError: weights cannot be loaded, or do not fit the image size.
+    """
+    size = int(spec.constants().get("resolution") or spec.data.image_size)
+    return {name: _shared_backbone(name, size).info.n_units for name in spec.backbones}

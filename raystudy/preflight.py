@@ -1,0 +1,130 @@
+"""Everything that can be known to be wrong before anything starts, in one message."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from raystudy.data import check_source
+from raystudy.errors import InputError, Problem, SpecError
+from raystudy.factors import PROBE_DEPTH
+from raystudy.finetune.names import check_backbone, unit_count
+from raystudy.space import Space
+from raystudy.spec import StudySpec
+from raystudy.spec.checks import check_study
+from raystudy.spec.load import parse_sections
+from raystudy.spec.text import apply_overrides, read_study_file
+
+
+def read_study(
+    path: Path, overrides: Sequence[str] = (), *, name: str | None = None, tracking_uri: str | None = None
+) -> StudySpec:
+    """Read and check a study file: the file itself, that its images exist, that its backbones are known.
+
+    Args:
+        path: the study file.
+        overrides: `key.path=value`, as in `--set`.
+        name: replaces the file's name.
+        tracking_uri: replaces the file's tracking address.
+
+    Raises:
+        SpecError: with every problem, each with its place.
+    """
+    data = apply_overrides(read_study_file(path), overrides)
+    if isinstance(data, Mapping):
+        given = {"name": name, "tracking_uri": tracking_uri}
+        data = {**data, **{key: value for key, value in given.items() if value is not None}}
+    return check(data, title=str(path))
+
+
+def check(data: Any, *, title: str = "study") -> StudySpec:
+    """Check plain data in the study file's form, as `read_study` does."""
+    sections, problems = parse_sections(data)
+    problems += check_study(sections)
+    problems += _check_images(sections)
+    problems += _check_backbones(sections)
+    if problems:
+        raise SpecError(problems, title=title)
+    spec = StudySpec.model_construct(**sections)
+    problems = list(_check_depths(spec))
+    if problems:
+        raise SpecError(problems, title=title)
+    return spec
+
+
+def space_of(spec: StudySpec) -> Space:
+    """Return the search space of a checked study."""
+    return Space.of(spec, n_units=smallest_unit_count(spec))
+
+
+def smallest_unit_count(spec: StudySpec) -> int:
+    """Return the number of units of the study's backbones, of the smallest where they differ.
+
+    With several backbones `max` has to mean something that each of them can do.
+    """
+    return min(_units(name) for name in spec.backbones)
+
+
+def _units(name: str) -> int:
+    known = unit_count(name)
+    if known is not None:
+        return known
+    from raystudy.finetune.backbone import unit_count as cut_and_count
+
+    return cut_and_count(name)
+
+
+def _check_images(sections: Mapping[str, Any]) -> list[Problem]:
+    if (data := sections.get("data")) is None:
+        return []
+    places = {"data.source": data.source, "data.validation": data.validation, "data.test": data.test}
+    return [
+        problem
+        for place, source in places.items()
+        if isinstance(source, str)
+        for problem in _problems(place, check_source, source)
+    ]
+
+
+def _check_backbones(sections: Mapping[str, Any]) -> list[Problem]:
+    backbone = sections.get("backbone")
+    if isinstance(backbone, str):
+        return _problems("backbone", check_backbone, backbone)
+    return [
+        problem
+        for index, name in enumerate(backbone or ())
+        for problem in _problems(f"backbone[{index}]", check_backbone, name)
+    ]
+
+
+def _problems(place: str, check_one: Callable[[str], None], value: str) -> list[Problem]:
+    """Return what `check_one` has against `value`, at its place in the study file."""
+    try:
+        check_one(value)
+    except InputError as error:
+        return [Problem(place, *_within(problem)) for problem in error.problems]
+    return []
+
+
+def _within(problem: Problem) -> tuple[str, str]:
+    known = problem.where in ("", "backbone")  # the place in the study file says so already
+    return (problem.what if known else f"{problem.where}: {problem.what}"), problem.accepted
+
+
+def _check_depths(spec: StudySpec) -> Iterator[Problem]:
+    """Check whatever counts units against the backbone."""
+    try:
+        n_units = smallest_unit_count(spec)
+    except InputError as error:
+        yield from (Problem("backbone", *_within(problem)) for problem in error.problems)
+        return
+    try:
+        Space.of(spec, n_units=n_units)
+    except SpecError as error:
+        yield from error.problems
+    for name in ("frozen_depth", "reinit_units", "tuned_unit"):
+        value = spec.fixed.get(name, 0)
+        top = n_units - 1 if name == "tuned_unit" else n_units
+        if value != PROBE_DEPTH and isinstance(value, int) and value > top:
+            yield Problem(f"fixed.{name}", f"got {value}, but the backbone has {n_units} units", f"expected at most {top}")

@@ -1,0 +1,294 @@
+"""What is shown while a study runs: a live table on a terminal, plain lines elsewhere.
+
+First everything to be shown is computed into an immutable `Snapshot`, in the thread that owns the study; then it is drawn.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from raystudy.driver import Watcher
+from raystudy.factors import Scalar
+from raystudy.records import Decided, Event, Reported, StudyEnded, StudyRecord, TrialEnded, TrialRecord, TrialState
+from raystudy.search.director import Director
+from raystudy.spec import StudySpec
+
+STATE_STYLES: Mapping[str, str] = {
+    "running": "cyan",
+    "completed": "green",
+    "pruned": "yellow",
+    "diverged": "magenta",
+    "failed": "red",
+    "interrupted": "dim",
+}
+
+
+_REFRESH_S = 0.25
+
+
+def duration(seconds: float) -> str:
+    """Return a duration as people say it: `42 s`, `3 min 05 s`, `2 h 07 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def value(number: Scalar) -> str:
+    """Return a factor's value with the digits that matter."""
+    return f"{number:.3g}" if isinstance(number, float) else str(number)
+
+
+def configuration(config: Mapping[str, Scalar]) -> str:
+    """Return a configuration on one line."""
+    return ", ".join(f"{name}={value(number)}" for name, number in config.items())
+
+
+@dataclass(frozen=True, slots=True)
+class Best:
+    """The best trial so far."""
+
+    trial_id: str
+    score: float
+    epoch: int
+    state: str
+    config: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """One rung of the scheduler: how many trials reached it, went on, were stopped, were kept as hold-outs."""
+
+    epoch: int
+    reached: int
+    stopped: int
+    kept: int
+    best: float
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Everything that is shown, at one moment."""
+
+    name: str
+    metric: str
+    trials: int
+    over: int
+    counts: Mapping[str, int]
+    epochs: int
+    rungs: tuple[Rung, ...]
+    best: Best | None
+    started: float
+    seconds_left: float | None
+
+    @classmethod
+    def of(cls, record: StudyRecord, spec: StudySpec, started: float, done_before: int) -> Snapshot:
+        """Take a snapshot; `done_before` trials were over before the driver began at `started`."""
+        over = sum(trial.state.is_over for trial in record.trials.values())
+        here = over - done_before
+        rest = spec.budget.trials - over
+        left = (time.time() - started) / here * rest if here > 0 else None
+        return cls(
+            name=spec.name,
+            metric=spec.metric,
+            trials=spec.budget.trials,
+            over=over,
+            counts=record.counts(),
+            epochs=sum(len(trial.reports) for trial in record.trials.values()),
+            rungs=_rungs(record, spec),
+            best=_best(record, spec),
+            started=started,
+            seconds_left=left,
+        )
+
+
+def _best(record: StudyRecord, spec: StudySpec) -> Best | None:
+    sign = 1.0 if spec.mode == "max" else -1.0
+    scored = [
+        (sign * score, -trial.number, trial)
+        for trial in record.trials.values()
+        if (trial.state.ranks or trial.state is TrialState.RUNNING)
+        and (score := trial.best_value(spec.metric, spec.mode)) is not None
+    ]
+    if not scored:
+        return None
+    score, _, trial = max(scored, key=lambda row: row[:2])
+    epoch = trial.best_epoch(spec.metric, spec.mode) or 0
+    return Best(trial.trial_id, sign * score, epoch, trial.state.value, configuration(trial.config))
+
+
+def _rungs(record: StudyRecord, spec: StudySpec) -> tuple[Rung, ...]:
+    by_epoch: dict[int, list[Decided]] = {}
+    for trial in record.trials.values():
+        for epoch, decision in trial.decisions.items():
+            by_epoch.setdefault(epoch, []).append(decision)
+    better = max if spec.mode == "max" else min
+    return tuple(
+        Rung(
+            epoch,
+            reached=len(decisions),
+            stopped=sum(decision.stop for decision in decisions),
+            kept=sum(decision.kept for decision in decisions),
+            best=better(decision.value for decision in decisions),
+        )
+        for epoch, decisions in sorted(by_epoch.items())
+    )
+
+
+def draw(snapshot: Snapshot) -> RenderableType:
+    """Draw a snapshot for a terminal."""
+    elapsed = duration(time.time() - snapshot.started)
+    left = "" if snapshot.seconds_left is None else f", about {duration(snapshot.seconds_left)} left"
+    head = Text.assemble(
+        (snapshot.name, "bold"), f"  {snapshot.over}/{snapshot.trials} trials, {snapshot.epochs} epochs, {elapsed}{left}"
+    )
+    parts: list[RenderableType] = [head, _bar(snapshot), _state_line(snapshot)]
+    if snapshot.rungs:
+        parts.append(_rung_table(snapshot))
+    if snapshot.best:
+        best = snapshot.best
+        parts.append(
+            Text.assemble(
+                ("best ", "bold"),
+                (f"{snapshot.metric} {best.score:.4f}", "bold green"),
+                f"  {best.trial_id} at epoch {best.epoch}, {best.state}: {best.config}",
+            )
+        )
+    return Group(*parts)
+
+
+def _bar(snapshot: Snapshot, width: int = 60) -> Text:
+    text, drawn = Text(), 0
+    for state, style in STATE_STYLES.items():
+        length = round(width * snapshot.counts.get(state, 0) / max(snapshot.trials, 1)) if state != "running" else 0
+        text.append("━" * length, style=style)
+        drawn += length
+    text.append("━" * max(0, width - drawn), style="grey30")
+    return text
+
+
+def _state_line(snapshot: Snapshot) -> Text:
+    return Text("  ").join(Text(f"{count} {state}", style=STATE_STYLES[state]) for state, count in snapshot.counts.items())
+
+
+def _rung_table(snapshot: Snapshot) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for title in ("rung", "reached", "stopped", "held out", f"best {snapshot.metric}"):
+        table.add_column(title, justify="right")
+    for rung in snapshot.rungs:
+        table.add_row(f"epoch {rung.epoch}", str(rung.reached), str(rung.stopped), str(rung.kept), f"{rung.best:.4f}")
+    return table
+
+
+class Drawing:
+    """Redraws the latest snapshot whenever the terminal is refreshed, so that the clock runs on."""
+
+    def __init__(self) -> None:
+        self.snapshot: Snapshot | None = None
+
+    def __rich__(self) -> RenderableType:
+        return draw(self.snapshot) if self.snapshot else Text("starting")
+
+
+class LiveProgress(Watcher):
+    """A table that stays in place."""
+
+    def __init__(self, console: Console) -> None:
+        """Draw on `console`."""
+        self._console, self._drawing = console, Drawing()
+        self._live = Live(self._drawing, console=console, refresh_per_second=1 / _REFRESH_S)
+        self._taken = 0.0
+        self._director: Director | None = None
+        self._started = time.time()
+        self._done_before = 0
+
+    def say(self, text: str) -> None:
+        """Show a line above the table."""
+        self._console.print(Text(text, style="dim"))
+
+    def begin(self, director: Director) -> None:
+        """Show the table."""
+        self._director, self._started = director, time.time()
+        self._done_before = sum(trial.state.is_over for trial in director.record.trials.values())
+        self._drawing.snapshot = Snapshot.of(director.record, director.spec, self._started, self._done_before)
+        self._live.start()
+
+    def __call__(self, event: Event) -> None:
+        """Take a new snapshot, as often as it can be seen."""
+        if self._director is None or not isinstance(event, (Reported, TrialEnded, Decided, StudyEnded)):
+            return
+        now = time.monotonic()
+        if now - self._taken > _REFRESH_S or isinstance(event, StudyEnded):
+            self._taken = now
+            self._drawing.snapshot = Snapshot.of(self._director.record, self._director.spec, self._started, self._done_before)
+
+    def end(self) -> None:
+        """Leave the table as it is."""
+        self._live.stop()
+
+
+class PlainProgress(Watcher):
+    """A line for each trial that ends: for logs and pipes."""
+
+    def __init__(self, console: Console) -> None:
+        """Print on `console`."""
+        self._console = console
+        self._director: Director | None = None
+        self._started = time.time()
+        self._done_before = 0
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def begin(self, director: Director) -> None:
+        """Say what begins."""
+        spec = director.spec
+        self._director, self._started = director, time.time()
+        self._done_before = sum(trial.state.is_over for trial in director.record.trials.values())
+        rungs = ", ".join(map(str, director.asha.rungs)) or "none"
+        self.say(f"{spec.name}: {spec.budget.trials} trials of up to {spec.budget.epochs} epochs, rungs at {rungs}")
+
+    def __call__(self, event: Event) -> None:
+        """Print trials that end."""
+        if self._director is None:
+            return
+        if isinstance(event, TrialEnded):
+            self._trial_line(self._director.record.trials[event.trial_id])
+        elif isinstance(event, StudyEnded):
+            self.say(f"study {event.state.value}" + (f": {event.reason}" if event.reason else ""))
+
+    def _trial_line(self, trial: TrialRecord) -> None:
+        assert self._director is not None
+        snapshot = Snapshot.of(self._director.record, self._director.spec, self._started, self._done_before)
+        score = trial.last.get(snapshot.metric)
+        scored = "" if score is None else f", {snapshot.metric} {score:.4f}"
+        reason = f" ({trial.reason})" if trial.reason else ""
+        left = "" if snapshot.seconds_left is None else f", about {duration(snapshot.seconds_left)} left"
+        best = f"; best {snapshot.best.score:.4f} ({snapshot.best.trial_id})" if snapshot.best else ""
+        place = f"[{snapshot.over}/{snapshot.trials}] {trial.trial_id}"
+        self.say(f"{place} {trial.state.value} after epoch {trial.epochs}{scored}{reason}{best}{left}")
+
+
+def event_line(event: Event) -> str:
+    """Return an event as one line of a log."""
+    moment = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.time))
+    data = event.to_json()
+    for noise in ("kind", "time", "spec", "data", "table"):
+        data.pop(noise, None)
+    shown = []
+    for name, part in data.items():
+        if isinstance(part, dict):
+            shown.append(configuration(part))
+        elif part not in ("", None):
+            shown.append(f"{name}={part}")
+    return f"{moment}  {event.kind:<14} {'  '.join(shown)}"
