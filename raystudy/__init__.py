@@ -1,3 +1,88 @@
-"""raystudy: which fine-tuning configuration is best, and which factors matter, by how much, and how sure we are."""
+"""raystudy: which fine-tuning configuration is best, and which factors matter, by how much, and how sure we are.
+
+    import raystudy as rs
+
+    spec = rs.StudySpec.from_yaml("search_spaces/finetune.yaml")   # checked, frozen
+    study = rs.run(spec)                                           # blocks
+    study = rs.open_study("flowers-resnet50")                      # needs MLflow only
+    study.best(k=3, where={"data_fraction": 0.1})
+
+Importing this package imports neither torch nor ray nor mlflow: names are resolved when they are first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from raystudy.api import resume, run, stop
+    from raystudy.errors import (
+        BackboneError,
+        DataError,
+        InputError,
+        NotFoundError,
+        RaystudyError,
+        SpecError,
+        StudyBusyError,
+        UnreachableError,
+    )
+    from raystudy.query import Study, Trial, list_studies, open_study
+    from raystudy.records import StudyState, TrialState
+    from raystudy.spec import Factor, StudySpec
 
 __version__ = "0.1.0"
+
+_WHERE = {
+    "raystudy.api": ("resume", "run", "stop"),
+    "raystudy.errors": (
+        "BackboneError",
+        "DataError",
+        "InputError",
+        "NotFoundError",
+        "RaystudyError",
+        "SpecError",
+        "StudyBusyError",
+        "UnreachableError",
+    ),
+    "raystudy.query": ("Study", "Trial", "list_studies", "open_study"),
+    "raystudy.records": ("StudyState", "TrialState"),
+    "raystudy.spec": ("Factor", "StudySpec"),
+}
+_MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
+
+__all__ = [
+    "BackboneError",
+    "DataError",
+    "Factor",
+    "InputError",
+    "NotFoundError",
+    "RaystudyError",
+    "SpecError",
+    "Study",
+    "StudyBusyError",
+    "StudySpec",
+    "StudyState",
+    "Trial",
+    "TrialState",
+    "UnreachableError",
+    "list_studies",
+    "open_study",
+    "resume",
+    "run",
+    "stop",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the module that holds `name` on first use."""
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'raystudy' has no attribute {name!r}; it has {', '.join(__all__)}")
+    value = getattr(import_module(_MODULE_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names."""
+    return [*__all__, "__version__"]

@@ -19,6 +19,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import filelock
 
@@ -124,6 +125,7 @@ def run(spec: StudySpec, setting: Setting | None = None, watcher: Watcher | None
         UnreachableError: the tracking store does not answer; nothing was started.
     """
     setting, watcher = setting or Setting(), watcher or Watcher()
+    spec = _with_address(spec, setting)
     files = StudyPaths.of(spec.name)
     if files.journal.exists():
         raise StudyBusyError(
@@ -333,6 +335,14 @@ def _prepare(spec: StudySpec, setting: Setting, watcher: Watcher, files: StudyPa
 def _tracking_uri(spec: StudySpec, setting: Setting) -> str:
     """Return where the study is recorded: what is asked for, then the study file, the environment, the local store."""
     return setting.tracking_uri or spec.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or paths.local_tracking_uri()
+
+
+def _with_address(spec: StudySpec, setting: Setting) -> StudySpec:
+    """Note in the study where it is recorded, so that a resume from another shell finds it; never a password."""
+    address = _tracking_uri(spec, setting)
+    if address == paths.local_tracking_uri() or urlsplit(address).password:
+        return spec
+    return spec.model_copy(update={"tracking_uri": address})
 
 
 class _CheckpointKeeper:

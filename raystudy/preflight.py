@@ -14,7 +14,7 @@ from raystudy.space import Space
 from raystudy.spec import StudySpec
 from raystudy.spec.checks import check_study
 from raystudy.spec.load import parse_sections
-from raystudy.spec.text import apply_overrides, read_study_file
+from raystudy.spec.text import apply_overrides, read_study_file, with_values
 
 
 def read_study(
@@ -51,6 +51,11 @@ def check(data: Any, *, title: str = "study") -> StudySpec:
     if problems:
         raise SpecError(problems, title=title)
     return spec
+
+
+def changing(values: Mapping[str, Any], *, title: str) -> Callable[[StudySpec], StudySpec]:
+    """Return a function that changes a study's values, given by key path, and checks what comes out."""
+    return lambda spec: check(with_values(spec.to_dict(), values), title=title) if values else spec
 
 
 def space_of(spec: StudySpec) -> Space:

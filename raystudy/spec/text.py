@@ -79,17 +79,25 @@ def read_study_file(path: Path) -> Any:
 def apply_overrides(data: Any, overrides: Sequence[str]) -> Any:
     """Return `data` with each `key.path=value` set; values are read as YAML. Raise SpecError for malformed ones."""
     problems: list[Problem] = []
+    values: dict[str, Any] = {}
     for override in overrides:
         path, equals, text = override.partition("=")
         if not equals or not all(path.split(".")):
             problems.append(Problem("--set", f"got {override!r}", "expected key.path=value, e.g. budget.trials=8"))
             continue
         try:
-            data = _with_value(data, path.split("."), parse_yaml(text, where=f"--set {path}"))
+            values[path] = parse_yaml(text, where=f"--set {path}")
         except SpecError as error:
             problems.extend(error.problems)
     if problems:
         raise SpecError(problems)
+    return with_values(data, values)
+
+
+def with_values(data: Any, values: Mapping[str, Any]) -> Any:
+    """Return `data` with each value set at its key path, `budget.trials` for instance."""
+    for path, value in values.items():
+        data = _with_value(data, path.split("."), value)
     return data
 
 

@@ -1,0 +1,50 @@
+# `make demo` and `make test` each work first on a fresh machine: Python 3.11 and pip are all they need.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+# The versions that the tests were last seen to pass with. `make CONSTRAINTS=/dev/null ...` takes the newest that pyproject.toml admits.
+CONSTRAINTS ?= constraints.txt
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test test-fast test-slow check torture benchmarks clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo        a real study on this machine, minutes"
+	@echo "make test        everything that can run here: style, types, fast and slow tests"
+	@echo "make test-fast   tests without Ray and without a server, under a minute"
+	@echo "make check       style and types"
+	@echo "make torture     twenty kill -9 at random moments of a study, each resumed and compared"
+	@echo "make clean       remove the virtual environment and what tools left"
+
+$(READY): pyproject.toml $(CONSTRAINTS)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=24"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --editable ".[demo,test]"
+	@touch $(READY)
+
+demo: $(READY)
+	$(BIN)/raystudy demo
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test-fast: $(READY)
+	$(BIN)/pytest -m "not slow and not gpu and not torture"
+
+test-slow: $(READY)
+	$(BIN)/pytest -m "slow and not torture"
+
+test: check
+	$(BIN)/pytest -m "not torture"
+
+torture: $(READY)
+	$(BIN)/pytest -m torture --timeout 3600
+
+benchmarks: $(READY)
+	$(BIN)/python benchmarks/overhead.py
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
