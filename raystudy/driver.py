@@ -236,7 +236,8 @@ def _drive(
                     _run_trials(director, setting, trainer, logs=files.logs)
                 finally:
                     watcher.end()
-        watcher.say("Recording models and results in MLflow")
+            watcher.say("Recording models and results in MLflow")
+            feeder.close()  # it wraps up while Ray shuts down
         recorded = feeder.finish(DRAIN_TIMEOUT_S)
         return _outcome(director, ready, recorded)
 

@@ -7,6 +7,7 @@ the table in the documentation is generated from it. Sources: Li, Herranz and Ji
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -57,9 +58,10 @@ class FactorInfo:
             return None if self._is_choice(value) else f"got {value!r}, expected {self.accepted()}"
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             return f"got {value!r} ({type(value).__name__}), expected {self.accepted()}"
-        if self.kind == "int" and value != int(value):
+        fits = math.isfinite(value) if isinstance(value, float) else True
+        if not fits or not self._in_range(value) or (self.kind == "int" and value != int(value)):
             return f"got {value!r}, expected {self.accepted()}"
-        return None if self._in_range(float(value)) else f"got {value!r}, expected {self.accepted()}"
+        return None
 
     def accepted(self) -> str:
         """Describe in words what values are accepted."""
@@ -70,8 +72,8 @@ class FactorInfo:
         if not self.choices and self.kind == "categorical":
             return "a name"
         noun = "a whole number" if self.kind == "int" else "a number"
-        low = "" if self.low is None else f" {'above' if self.positive else 'from'} {self.low:g}"
-        high = "" if self.high is None else f" to {self.high:g}"
+        low = "" if self.low is None else f" {'above' if self.positive else 'from'} {_plain(self.low)}"
+        high = "" if self.high is None else f" {'and at most' if self.positive else 'to'} {_plain(self.high)}"
         probe = f" (or {PROBE_DEPTH})" if self.name == "frozen_depth" else ""
         return noun + low + high + probe
 
@@ -83,11 +85,13 @@ class FactorInfo:
         return any(type(choice) is type(value) and choice == value for choice in self.choices)
 
     def _in_range(self, value: float) -> bool:
-        if value != value or value in (float("inf"), float("-inf")):
-            return False
         if self.low is not None and (value < self.low or (self.positive and value == self.low)):
             return False
         return self.high is None or value <= self.high
+
+
+def _plain(number: float) -> str:
+    return f"{number:.0f}" if number == int(number) else f"{number:g}"
 
 
 def _catalogue(*entries: FactorInfo) -> Mapping[str, FactorInfo]:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from raystudy.data import check_source
 from raystudy.errors import InputError, Problem, SpecError
-from raystudy.factors import PROBE_DEPTH
 from raystudy.finetune.names import check_backbone, unit_count
 from raystudy.space import Space
 from raystudy.spec import StudySpec
 from raystudy.spec.checks import check_study
+from raystudy.spec.depths import check_depths
 from raystudy.spec.load import parse_sections
+from raystudy.spec.messages import number_hint
 from raystudy.spec.text import apply_overrides, read_study_file, with_values
 
 
@@ -43,14 +44,13 @@ def check(data: Any, *, title: str = "study") -> StudySpec:
     sections, problems = parse_sections(data)
     problems += check_study(sections)
     problems += _check_images(sections)
-    problems += _check_backbones(sections)
+    backbone_problems = _check_backbones(sections)
+    problems += backbone_problems
+    if sections.get("backbone") and not backbone_problems:
+        problems += _check_depths(sections, may_build=not problems)
     if problems:
         raise SpecError(problems, title=title)
-    spec = StudySpec.model_construct(**sections)
-    problems = list(_check_depths(spec))
-    if problems:
-        raise SpecError(problems, title=title)
-    return spec
+    return StudySpec.model_construct(**sections)
 
 
 def changing(values: Mapping[str, Any], *, title: str) -> Callable[[StudySpec], StudySpec]:
@@ -87,7 +87,7 @@ def _check_images(sections: Mapping[str, Any]) -> list[Problem]:
     return [
         problem
         for place, source in places.items()
-        if isinstance(source, str)
+        if isinstance(source, str) and not number_hint(source)  # a number in quotes: reported as such
         for problem in _problems(place, check_source, source)
     ]
 
@@ -117,19 +117,17 @@ def _within(problem: Problem) -> tuple[str, str]:
     return (problem.what if known else f"{problem.where}: {problem.what}"), problem.accepted
 
 
-def _check_depths(spec: StudySpec) -> Iterator[Problem]:
-    """Check whatever counts units against the backbone."""
+def _check_depths(sections: Mapping[str, Any], *, may_build: bool) -> list[Problem]:
+    """Check whatever counts units against the smallest backbone.
+
+    Some backbones tell their number only when they are built, which takes seconds: not while there are other problems.
+    """
+    names = (sections["backbone"],) if isinstance(sections["backbone"], str) else sections["backbone"]
+    if not may_build and any(unit_count(name) is None for name in names):
+        return []
     try:
-        n_units = smallest_unit_count(spec)
+        counts = {name: _units(name) for name in names}
     except InputError as error:
-        yield from (Problem("backbone", *_within(problem)) for problem in error.problems)
-        return
-    try:
-        Space.of(spec, n_units=n_units)
-    except SpecError as error:
-        yield from error.problems
-    for name in ("frozen_depth", "reinit_units", "tuned_unit"):
-        value = spec.fixed.get(name, 0)
-        top = n_units - 1 if name == "tuned_unit" else n_units
-        if value != PROBE_DEPTH and isinstance(value, int) and value > top:
-            yield Problem(f"fixed.{name}", f"got {value}, but the backbone has {n_units} units", f"expected at most {top}")
+        return [Problem("backbone", *_within(problem)) for problem in error.problems]
+    smallest = min(names, key=counts.__getitem__)
+    return check_depths(sections, counts[smallest], backbone=smallest)

@@ -136,11 +136,13 @@ class Decided(Event):
         epoch: the rung.
         cell: values of the factors within which trials are compared (rule 4).
         value: what the trial reported there.
-        table: the values already in this rung of this cell, in order of arrival, without `value`.
+        table: the values already in this rung of this cell, in order of arrival, without `value`; empty where they are many,
+            as they are then the first `seen` values decided in this rung and cell before.
         stop: whether the trial ends here.
         kept: whether it would have been stopped but goes on as a hold-out (rule 5).
         keep_probability: probability with which a would-be-stopped trial is kept.
         reason: the decision in words.
+        seen: how many values the table has.
     """
 
     kind: ClassVar[str] = "decided"
@@ -153,6 +155,7 @@ class Decided(Event):
     kept: bool
     keep_probability: float
     reason: str
+    seen: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,15 +199,15 @@ def event_from_json(data: Mapping[str, Any]) -> Event:
     kind = values.pop("kind", None)
     if kind not in EVENTS:
         raise JournalError(f"unknown event {kind!r}: the journal was written by a newer version of raystudy")
-    if kind == Decided.kind:
-        values["cell"], values["table"] = tuple(values["cell"]), tuple(values["table"])
-    if kind == TrialEnded.kind:
-        values["state"] = TrialState(values["state"])
-    if kind == StudyEnded.kind:
-        values["state"] = StudyState(values["state"])
     try:
+        if kind == Decided.kind:
+            values["cell"], values["table"] = tuple(values["cell"]), tuple(values["table"])
+        if kind == TrialEnded.kind:
+            values["state"] = TrialState(values["state"])
+        if kind == StudyEnded.kind:
+            values["state"] = StudyState(values["state"])
         return EVENTS[kind](**values)
-    except TypeError as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise JournalError(f"event {kind!r} does not fit this version of raystudy: {error}") from error
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,9 +9,11 @@ from dataclasses import dataclass
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import Trial
 
-from raystudy.errors import Problem, SpecError
-from raystudy.factors import PROBE_DEPTH, Scalar
+from raystudy.errors import SpecError
+from raystudy.factors import Scalar
 from raystudy.spec import Factor, StudySpec
+from raystudy.spec.depths import check_depths, resolved
+from raystudy.spec.factor import after_steps, last_step
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +43,17 @@ class Space:
 
     @classmethod
     def of(cls, spec: StudySpec, *, n_units: int | None = None) -> Space:
-        """Build the space of `spec`; `n_units` is what `max` stands for in bounds of frozen_depth.
+        """Build the space of `spec`; `n_units` is what `max` stands for, needed where the study says `max`.
 
         Raises:
-            SpecError: a frozen depth is beyond the backbone, or `max` is used and `n_units` is not given.
+            SpecError: something is said of units that the backbone does not have.
         """
         factors = spec.all_factors
+        sections = {"factors": factors, "fixed": spec.fixed, "search": spec.search}
+        if n_units is not None and (problems := check_depths(sections, n_units)):
+            raise SpecError(problems)
         dimensions = tuple(
-            Dimension(name, _distribution(name, factors[name], n_units), _condition(factors[name]))
+            Dimension(name, _distribution(name, factors[name], n_units), _condition(factors[name], factors, n_units))
             for name in _parents_first(factors)
         )
         return cls(dimensions, spec.constants())
@@ -63,26 +67,27 @@ class Space:
         values = {
             dimension.name: quantile(dimension.distribution, u) for dimension, u in zip(self.dimensions, point, strict=True)
         }
-        return self._pick(values)
+        return self._walk(lambda dimension: values[dimension.name])
 
     def grid(self) -> Iterator[dict[str, Scalar]]:
-        """Yield every combination of the factors' levels once; the last factor varies fastest."""
-        seen: set[tuple[tuple[str, Scalar], ...]] = set()
-        for values in itertools.product(*(levels(dimension.distribution) for dimension in self.dimensions)):
-            by_name = dict(zip((dimension.name for dimension in self.dimensions), values, strict=True))
-            config = self._pick(by_name)
-            key = tuple(config.items())
-            if key not in seen:
-                seen.add(key)
-                yield config
+        """Yield every combination of the active factors' levels once; the last factor varies fastest."""
+        return self._completions({})
+
+    def _completions(self, config: dict[str, Scalar], position: int = 0) -> Iterator[dict[str, Scalar]]:
+        """Yield `config`, which holds the active factors before `position`, with all that may follow."""
+        if position == len(self.dimensions):
+            yield config
+            return
+        dimension = self.dimensions[position]
+        if not dimension.is_active({**self.constants, **config}):
+            yield from self._completions(config, position + 1)
+            return
+        for value in levels(dimension.distribution):
+            yield from self._completions({**config, dimension.name: value}, position + 1)
 
     def distributions(self, config: Mapping[str, Scalar]) -> dict[str, BaseDistribution]:
         """Return the distributions of the factors that are active in `config`."""
         return {dimension.name: dimension.distribution for dimension in self.dimensions if dimension.name in config}
-
-    def _pick(self, values: Mapping[str, Scalar]) -> dict[str, Scalar]:
-        """Return those of `values` whose factor is active."""
-        return self._walk(lambda dimension: values[dimension.name])
 
     def _walk(self, value_of: Callable[[Dimension], Scalar]) -> dict[str, Scalar]:
         config: dict[str, Scalar] = {}
@@ -97,7 +102,7 @@ def _ask(trial: Trial, dimension: Dimension) -> Scalar:
     name = dimension.name
     match dimension.distribution:
         case CategoricalDistribution(choices=choices):
-            value: Scalar = trial.suggest_categorical(name, choices)
+            value: Scalar = choices[choices.index(trial.suggest_categorical(name, choices))]  # a point may say 1 for 1.0
             return value
         case IntDistribution(low=low, high=high, step=step, log=log):
             return int(trial.suggest_int(name, low, high, step=step, log=log))
@@ -121,50 +126,43 @@ def quantile(distribution: BaseDistribution, u: float) -> Scalar:
         case FloatDistribution(low=low, high=high, log=True):
             return float(min(max(math.exp(math.log(low) + u * (math.log(high) - math.log(low))), low), high))
         case FloatDistribution(low=low, high=high, step=None):
-            return float(low + u * (high - low))
+            return float(min(low + u * (high - low), high))
         case FloatDistribution(low=low, high=high, step=step):
-            count = int((high - low) / step + 1e-9)
-            return float(low + step * min(int(u * (count + 1)), count))
+            count = round((high - low) / step)
+            return after_steps(low, step, min(int(u * (count + 1)), count))
     raise AssertionError(distribution)
 
 
-def levels(distribution: BaseDistribution) -> tuple[Scalar, ...]:
+def levels(distribution: BaseDistribution) -> Sequence[Scalar]:
     """Return the values of a distribution that has few."""
     if isinstance(distribution, CategoricalDistribution):
         return tuple(distribution.choices)
     assert isinstance(distribution, IntDistribution), "the study file is checked: a grid has listed values only"
-    return tuple(range(distribution.low, distribution.high + 1, distribution.step))
+    return range(distribution.low, distribution.high + 1, distribution.step)
 
 
 def _distribution(name: str, factor: Factor, n_units: int | None) -> BaseDistribution:
     if factor.choice is not None:
-        return CategoricalDistribution([_depth(name, value, n_units, f"choice[{i}]") for i, value in enumerate(factor.choice)])
-    low, high = (_depth(name, bound, n_units, f"{factor.form}[{i}]") for i, bound in enumerate(factor.bounds))
-    if factor.form in ("int", "log_int"):
+        return CategoricalDistribution([resolved(name, value, n_units) for value in factor.choice])
+    low, high = (resolved(name, bound, n_units) for bound in factor.bounds)
+    # Optuna shrinks the upper end onto the step with a warning; the study file means just that.
+    if factor.form == "int":
         step = int(factor.step or 1)
-        # Optuna shrinks the upper end onto the step with a warning; the study file means just that.
-        top = int(low) + (int(high) - int(low)) // step * step
-        return IntDistribution(int(low), top, log=factor.form == "log_int", step=1 if factor.form == "log_int" else step)
-    return FloatDistribution(float(low), float(high), log=factor.form == "log_uniform", step=factor.step)
+        return IntDistribution(int(low), int(low) + (int(high) - int(low)) // step * step, step=step)
+    if factor.form == "log_int":
+        return IntDistribution(int(low), int(high), log=True)
+    if factor.step is None:
+        return FloatDistribution(float(low), float(high), log=factor.form == "log_uniform")
+    return FloatDistribution(float(low), last_step(float(low), float(high), factor.step), step=factor.step)
 
 
-def _depth(name: str, value: Scalar, n_units: int | None, place: str) -> Scalar:
-    """Resolve `max`, and refuse a frozen depth beyond the backbone."""
-    if name not in ("frozen_depth", "reinit_units", "tuned_unit") or n_units is None:
-        assert value != PROBE_DEPTH, "max needs the number of units"
-        return value
-    if value == PROBE_DEPTH:
-        return n_units
-    top = n_units - 1 if name == "tuned_unit" else n_units
-    if isinstance(value, (int, float)) and value > top:
-        raise SpecError(
-            Problem(f"factors.{name}.{place}", f"got {value}, but the backbone has {n_units} units", f"expected at most {top}")
-        )
-    return value
-
-
-def _condition(factor: Factor) -> dict[str, tuple[Scalar, ...]]:
-    return {name: value if isinstance(value, tuple) else (value,) for name, value in (factor.when or {}).items()}
+def _condition(factor: Factor, factors: Mapping[str, Factor], n_units: int | None) -> dict[str, tuple[Scalar, ...]]:
+    """Return the values of other factors under which `factor` is active; what is fixed stays as the study file says it."""
+    condition = {name: value if isinstance(value, tuple) else (value,) for name, value in (factor.when or {}).items()}
+    return {
+        name: tuple(resolved(name, value, n_units) for value in values) if name in factors else values
+        for name, values in condition.items()
+    }
 
 
 def _parents_first(factors: Mapping[str, Factor]) -> list[str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from raystudy.errors import InputError, NotFoundError, Problem
 from raystudy.paths import StudyPaths
 from raystudy.spec.messages import nearest
+from raystudy.spec.text import dump_yaml
 
 
 def names() -> dict[str, str]:
@@ -33,7 +34,8 @@ def named_copy(template_name: str, study: str, path: Path) -> None:
         InputError: `path` exists or cannot be written, or `study` cannot be a name.
     """
     StudyPaths.of(study)
-    text = re.sub(r"^name:.*$", f"name: {study}", _find(template_name).read_text(encoding="utf-8"), count=1, flags=re.MULTILINE)
+    line = dump_yaml({"name": study}).rstrip()  # quoted where YAML would read a number: 2024, 1e5
+    text = re.sub(r"^name:.*$", line, _find(template_name).read_text(encoding="utf-8"), count=1, flags=re.MULTILINE)
     try:
         with path.open("x", encoding="utf-8") as file:
             file.write(text)

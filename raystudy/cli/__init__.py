@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 the study ran but failed; 2 bad input, nothing was started
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Sequence
 
 import click
@@ -60,7 +61,7 @@ def _call(arguments: Sequence[str], *, debug: bool) -> int:
     try:
         result = cli.main(args=list(arguments), prog_name="raystudy", standalone_mode=False)
     except RaystudyError as error:
-        return _failed(error, error.exit_code, debug=debug)
+        return _failed(f"error: {error}", error.exit_code, debug=debug)
     except click.ClickException as error:
         error.show()
         return 2
@@ -70,15 +71,12 @@ def _call(arguments: Sequence[str], *, debug: bool) -> int:
     except BrokenPipeError:
         return 0
     except Exception as error:  # whatever happens, the user gets a sentence
-        click.echo(f"unexpected {type(error).__name__}: {error} (--debug shows where)", err=True)
-        if debug:
-            raise
-        return 1
+        return _failed(f"unexpected {type(error).__name__}: {error} (--debug shows where)", 1, debug=debug)
     return result if isinstance(result, int) else 0
 
 
-def _failed(error: RaystudyError, code: int, *, debug: bool) -> int:
+def _failed(text: str, code: int, *, debug: bool) -> int:
     if debug:
-        raise error
-    click.echo(f"error: {error}", err=True)
+        traceback.print_exc()
+    click.echo(text, err=True)
     return code

@@ -40,14 +40,14 @@ def validate(file: Path, overrides: tuple[str, ...], no_probe: bool, as_json: bo
     from raystudy.finetune.trainer import check_weights, open_data
     from raystudy.plan import make_plan, plan_to_dict, render_plan
 
-    data = open_data(spec, paths.cache())
-    check_weights(spec)
+    data, space = open_data(spec, paths.cache()), space_of(spec)
+    backbones = list(check_weights(spec).values())
     measured = None
     if not no_probe:
         from raystudy.finetune.probe import probe
 
-        measured = probe(spec, data)
-    plan = make_plan(spec, space_of(spec), data, probe=measured)
+        measured = probe(spec, space, data)
+    plan = make_plan(spec, space, data, probe=measured, backbones=backbones)
     if as_json:
         options.print_json(plan_to_dict(plan))
         return

@@ -22,7 +22,7 @@ def decode_in_order(
     reads: Iterable[Read], *, image_size: int, workers: int | None = None
 ) -> Iterator[DecodedImage | UnreadableImage]:
     """Yield each image decoded, or why it cannot be, in the order of `reads`."""
-    workers = workers or len(os.sched_getaffinity(0))
+    workers = workers or _cores()
     pending: deque[Future[list[DecodedImage | UnreadableImage]]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
     try:
@@ -53,3 +53,8 @@ def _decode_one(read: Read, image_size: int) -> DecodedImage | UnreadableImage:
         return unreadable
     except OSError as error:
         return UnreadableImage(f"cannot be read: {error.strerror or error}")
+
+
+def _cores() -> int:
+    """Return the number of cores that this process may use; macOS does not tell, so all of the machine's there."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from raystudy.errors import BackboneError, Problem
@@ -144,7 +144,8 @@ def unit_count(name: str) -> int:
 def save_backbone(backbone: Backbone, path: Path) -> None:
     """Write the weights so that `file:PATH` reads them back; `path` ends in `.safetensors`."""
     tensors = {key: tensor.contiguous() for key, tensor in backbone.state_dict().items()}
-    save_file(tensors, path, metadata={BACKBONE_KEY: backbone.info.architecture})
+    # Not `save_file`, whose files only their owner may read.
+    path.write_bytes(save(tensors, metadata={BACKBONE_KEY: backbone.info.architecture}))
 
 
 @contextmanager

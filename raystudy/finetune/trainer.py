@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from raystudy.data import PreparedData, prepare
-from raystudy.finetune.backbone import Backbone, build_backbone
+from raystudy.finetune.backbone import Backbone, BackboneInfo, build_backbone
 from raystudy.finetune.trial import TrialPlan, TrialRun
 from raystudy.records import Ticket
 from raystudy.spec import StudySpec
@@ -108,14 +108,14 @@ def _copy_of_shared(name: str, *, pretrained: bool, seed: int, image_size: int |
     return build_backbone(name, pretrained=False, seed=seed, image_size=image_size)
 
 
-def check_weights(spec: StudySpec) -> Mapping[str, int]:
+def check_weights(spec: StudySpec) -> Mapping[str, BackboneInfo]:
     """Load every backbone of the study once, so that missing weights stop it before anything starts.
 
     Returns:
-        The number of units of each backbone.
+        What is known of each backbone.
 
     Raises:
         BackboneError: weights cannot be loaded, or do not fit the image size.
     """
     size = int(spec.constants().get("resolution") or spec.data.image_size)
-    return {name: _shared_backbone(name, size).info.n_units for name in spec.backbones}
+    return {name: _shared_backbone(name, size).info for name in spec.backbones}

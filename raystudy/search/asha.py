@@ -13,6 +13,7 @@ its value would flatter those it is compared with.
 
 from __future__ import annotations
 
+import bisect
 import random
 from collections.abc import Mapping
 
@@ -34,6 +35,11 @@ def rungs(*, grace: int, reduction: int, budget: int) -> tuple[int, ...]:
     return tuple(epochs)
 
 
+TABLE_SHOWN = 256
+"""The longest table that a decision spells out. A longer one is the first `seen` values decided before in the same rung and
+cell, in journal order: written out each time, the journal of a large study would grow with the square of its trials."""
+
+
 class Asha:
     """Decides at rungs; its only state is the tables, which the decisions in the journal restore."""
 
@@ -46,6 +52,7 @@ class Asha:
         if stopping.scheduler == "asha":
             self.rungs = rungs(grace=stopping.grace, reduction=stopping.reduction, budget=spec.budget.epochs)
         self.tables: dict[tuple[int, Cell], list[float]] = {}
+        self._sorted: dict[tuple[int, Cell], list[float]] = {}
 
     def cell(self, config: Mapping[str, Scalar]) -> Cell:
         """Return the cell of a configuration; None stands for a factor that is not active in it."""
@@ -56,8 +63,8 @@ class Asha:
         if epoch not in self.rungs or trial.kept:
             return None
         cell = self.cell(trial.config)
-        table = tuple(self.tables.get((epoch, cell), ()))
-        rank = 1 + sum(self._is_better(other, value) for other in table)
+        table = self.tables.get((epoch, cell), [])
+        rank = 1 + self._number_better((epoch, cell), value)
         quota = max(1, (len(table) + 1) // self._reduction)
         would_stop = rank > quota
         kept = would_stop and self._survives(trial.number)
@@ -68,7 +75,8 @@ class Asha:
             epoch=epoch,
             cell=cell,
             value=value,
-            table=table,
+            table=tuple(table) if len(table) <= TABLE_SHOWN else (),
+            seen=len(table),
             stop=would_stop and not kept,
             kept=kept,
             keep_probability=self._keep,
@@ -77,10 +85,16 @@ class Asha:
 
     def record(self, decision: Decided) -> None:
         """Enter a decision that is in the journal into the table of its rung."""
-        self.tables.setdefault((decision.epoch, decision.cell), []).append(decision.value)
+        place = (decision.epoch, decision.cell)
+        self.tables.setdefault(place, []).append(decision.value)
+        bisect.insort(self._sorted.setdefault(place, []), decision.value)
 
-    def _is_better(self, a: float, b: float) -> bool:
-        return a > b if self._mode == "max" else a < b
+    def _number_better(self, place: tuple[int, Cell], value: float) -> int:
+        """Return how many values of a rung are strictly better than `value`."""
+        values = self._sorted.get(place, [])
+        if self._mode == "max":
+            return len(values) - bisect.bisect_right(values, value)
+        return bisect.bisect_left(values, value)
 
     def _survives(self, number: int) -> bool:
         """Draw once per trial whether it is a hold-out; the draw depends on the seed and the trial only."""

@@ -125,6 +125,9 @@ class Director:
         if broken:
             self.end(trial_id, TrialState.DIVERGED, f"{broken[0]} is {values[broken[0]]} at epoch {epoch}")
             return False
+        if self.spec.metric not in values:
+            self.end(trial_id, TrialState.FAILED, f"it reported no {self.spec.metric} at epoch {epoch}")
+            return False
         if epoch not in trial.reports:
             self._emit(Reported(self._now(), trial_id, epoch, values, node))
         return self._judge(trial, epoch)

@@ -8,7 +8,6 @@ Optuna's own study lives in memory only; the journal is what lasts.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import warnings
 from collections.abc import Mapping
 
@@ -16,7 +15,6 @@ import numpy as np
 import optuna
 from numpy.typing import NDArray
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
-from scipy.stats import qmc
 
 from raystudy.factors import PROBE_DEPTH, Scalar
 from raystudy.records import TrialState
@@ -46,6 +44,7 @@ class Sampler:
         self._spec, self._space = spec, space
         self._trials: dict[str, optuna.Trial] = {}
         self._sobol: NDArray[np.float64] = np.empty((0, len(space.dimensions)))
+        self._grid, self._grid_points = space.grid(), list[dict[str, Scalar]]()
         direction = "maximize" if spec.mode == "max" else "minimize"
         self.study = optuna.create_study(direction=direction, sampler=RandomSampler(seed=0))
 
@@ -115,12 +114,20 @@ class Sampler:
         index = number - len(self._spec.search.points)
         match self._spec.search.sampler:
             case "grid":
-                return next(itertools.islice(self._space.grid(), index, None), None)
+                return self._grid_point(index)
             case "qmc":
                 return self._space.at(self._sobol_point(index).tolist())
             case _:
                 seed = derived_seed(self._spec.search.seed, number, "proposal")
                 return self._space.at(np.random.default_rng(seed).random(len(self._space.dimensions)).tolist())
+
+    def _grid_point(self, index: int) -> dict[str, Scalar] | None:
+        while len(self._grid_points) <= index:
+            point = next(self._grid, None)
+            if point is None:
+                return None
+            self._grid_points.append(point)
+        return self._grid_points[index]
 
     def _sobol_point(self, index: int) -> NDArray[np.float64]:
         """Return point `index` of a scrambled Sobol sequence, which depends on the study seed only.
@@ -128,6 +135,8 @@ class Sampler:
         Blocks double in size: a sequence of 2^m points is balanced, and a longer one begins with the shorter one.
         """
         if index >= len(self._sobol):
+            from scipy.stats import qmc  # half a second to import, which no other sampler should pay
+
             exponent = max(5, index.bit_length())
             seed = derived_seed(self._spec.search.seed, 0, "sobol")
             self._sobol = qmc.Sobol(len(self._space.dimensions), scramble=True, rng=seed).random_base2(exponent)

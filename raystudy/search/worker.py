@@ -60,10 +60,13 @@ class Worker:
             return self._ended(TrialState.FAILED, f"{type(error).__name__}: {error}")
 
     def close(self) -> None:
-        """Free what the trial holds."""
-        if self._training is not None:
-            self._training.close()
-        self._training, self._epochs, self._ticket = None, None, None
+        """Free what the trial holds; the next trial is not to suffer if that fails."""
+        training, self._training, self._epochs, self._ticket = self._training, None, None, None
+        if training is not None:
+            try:
+                training.close()
+            except Exception:
+                _log.error("what the trial held could not be freed: %s", traceback.format_exc())
         if self._handler is not None:
             logging.getLogger("raystudy").removeHandler(self._handler)
             self._handler.close()

@@ -12,12 +12,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from raystudy.errors import Problem
-from raystudy.factors import FACTORS, PROBE_DEPTH, Scalar
+from raystudy.factors import FACTORS, PROBE_DEPTH, FactorInfo, Scalar
 from raystudy.spec.factor import Factor
-from raystudy.spec.messages import nearest
+from raystudy.spec.messages import nearest, number_hint
 from raystudy.spec.sections import METRICS
 
 Sections = Mapping[str, Any]
+_ADDRESSES = "expected http(s)://HOST:PORT or sqlite:///PATH"
 
 
 def check_study(sections: Sections) -> list[Problem]:
@@ -52,7 +53,9 @@ def _check_data(sections: Sections) -> Iterator[Problem]:
     shares = {}
     for name in ("validation", "test"):
         value = getattr(data, name)
-        if isinstance(value, (int, float)):
+        if hint := number_hint(value):
+            yield Problem(f"data.{name}", f"got the text {value!r}, expected a share or a second source", hint)
+        elif isinstance(value, (int, float)):
             shares[name] = value
             if not 0 < value < 1:
                 yield Problem(f"data.{name}", f"got {value}", "expected a share between 0 and 1, or a second source")
@@ -87,16 +90,16 @@ def _check_objective(sections: Sections) -> Iterator[Problem]:
 
 
 def _check_factors(sections: Sections) -> Iterator[Problem]:
-    fixed = sections.get("fixed", {})
-    for name, factor in sections.get("factors", {}).items():
+    factors, fixed = sections.get("factors", {}), sections.get("fixed", {})
+    for name in (*factors, *sections.get("_broken_factors", ())):
         place = f"factors.{name}"
         if name not in FACTORS:
             yield Problem(place, "unknown factor", nearest(name, FACTORS))
             continue
         if name in fixed:
             yield Problem(place, "is also under fixed", "a factor either varies or is fixed")
-        if name != "backbone":
-            yield from _check_values(place, name, factor)
+        if name != "backbone" and name in factors:
+            yield from _check_values(place, name, factors[name])
 
 
 def _check_values(place: str, name: str, factor: Factor) -> Iterator[Problem]:
@@ -104,7 +107,7 @@ def _check_values(place: str, name: str, factor: Factor) -> Iterator[Problem]:
     if factor.form == "choice":
         for index, value in enumerate(factor.choice or ()):
             if refusal := info.refusal(value):
-                yield Problem(f"{place}.choice[{index}]", refusal, _near_choice(value, info.choices))
+                yield Problem(f"{place}.choice[{index}]", refusal, _intention(value, info))
         return
     if info.kind in ("categorical", "bool"):
         levels = ", ".join(map(str, info.choices or (True, False)))
@@ -128,11 +131,11 @@ def _check_values(place: str, name: str, factor: Factor) -> Iterator[Problem]:
             yield Problem(f"{place}.{factor.form}[{index}]", refusal)
 
 
-def _near_choice(value: object, choices: tuple[Scalar, ...]) -> str:
-    texts = [choice for choice in choices if isinstance(choice, str)]
-    if not isinstance(value, str) or not texts:
-        return ""
-    hint = nearest(value, texts)
+def _intention(value: object, info: FactorInfo) -> str:
+    """Say what was probably meant by a value that the factor cannot have."""
+    if info.kind in ("int", "float"):
+        return number_hint(value)
+    hint = nearest(value, [str(choice) for choice in info.choices]) if isinstance(value, str) else ""
     return hint.partition("?")[0] + "?" if hint.startswith("did") else ""
 
 
@@ -158,13 +161,12 @@ def _check_conditions(sections: Sections) -> Iterator[Problem]:
 def _check_condition_values(place: str, parent: Factor, name: str, values: tuple[Scalar, ...]) -> Iterator[Problem]:
     if not values:
         yield Problem(place, "is an empty list: the factor would never be active")
-    levels = parent.levels()
-    if levels is None:
+    if parent.form not in ("choice", "int"):
         yield Problem(place, f"{name} is continuous", "a condition needs a factor with few values (choice or int)")
         return
     for value in values:
-        if value not in levels:
-            yield Problem(place, f"{name} never is {value!r}", f"expected one of {', '.join(map(str, levels))}")
+        if not _contains(parent, value):
+            yield Problem(place, f"{name} never is {value!r}", _accepted(parent))
 
 
 def _check_cycles(factors: Mapping[str, Factor]) -> Iterator[Problem]:
@@ -190,7 +192,7 @@ def _check_fixed(sections: Sections) -> Iterator[Problem]:
         elif name not in FACTORS:
             yield Problem(f"fixed.{name}", "unknown factor", nearest(name, FACTORS))
         elif refusal := FACTORS[name].refusal(value):
-            yield Problem(f"fixed.{name}", refusal, _near_choice(value, FACTORS[name].choices))
+            yield Problem(f"fixed.{name}", refusal, _intention(value, FACTORS[name]))
 
 
 def _check_budget(sections: Sections) -> Iterator[Problem]:
@@ -208,8 +210,7 @@ def _check_search(sections: Sections) -> Iterator[Problem]:
     if not search or search.sampler != "grid":
         return
     for name, factor in sections.get("factors", {}).items():
-        # `frozen_depth: [0, max]` is a grid as soon as the backbone is known.
-        if factor.levels() is None and factor.form != "int":
+        if factor.form not in ("choice", "int"):
             yield Problem(
                 f"factors.{name}.{factor.form}",
                 "a grid needs listed values",
@@ -218,6 +219,8 @@ def _check_search(sections: Sections) -> Iterator[Problem]:
 
 
 def _check_points(sections: Sections) -> Iterator[Problem]:
+    if "factors" not in sections:
+        return
     search, factors = sections.get("search"), _factors(sections)
     broken = sections.get("_broken_factors", set())
     for index, point in enumerate(search.points if search else ()):
@@ -228,20 +231,32 @@ def _check_points(sections: Sections) -> Iterator[Problem]:
             if name not in factors:
                 yield Problem(place, "does not vary in this study", nearest(name, factors))
             elif not _contains(factors[name], value):
-                yield Problem(place, f"got {value!r}, which is outside of the factor's values")
+                yield Problem(place, f"got {value!r}, which is none of the factor's values", _accepted(factors[name]))
 
 
 def _contains(factor: Factor, value: Scalar) -> bool:
-    levels = factor.levels()
-    if levels is not None:
-        return any(type(level) is type(value) and level == value for level in levels)
-    if isinstance(value, str):
-        return value == PROBE_DEPTH and PROBE_DEPTH in factor.bounds
+    if factor.choice is not None:
+        return any(isinstance(choice, bool) is isinstance(value, bool) and choice == value for choice in factor.choice)
     low, high = factor.bounds
-    return math.isfinite(value) and low <= value and (high == PROBE_DEPTH or value <= high)
+    if isinstance(value, (bool, str)):
+        return value == PROBE_DEPTH == high
+    if factor.form in ("int", "log_int") and not isinstance(value, int):
+        return False
+    steps = (value - low) / factor.step if factor.step and math.isfinite(value) else 0.0
+    return low <= value and (high == PROBE_DEPTH or value <= high) and math.isclose(steps, round(steps), abs_tol=1e-8)
+
+
+def _accepted(factor: Factor) -> str:
+    if factor.choice is not None:
+        return f"expected one of {', '.join(map(str, factor.choice))}"
+    low, high = factor.bounds
+    noun = "a whole number" if factor.form in ("int", "log_int") else "a number"
+    return f"expected {noun} from {low} to {high}" + (f" in steps of {factor.step}" if factor.step else "")
 
 
 def _check_early_stopping(sections: Sections) -> Iterator[Problem]:
+    if "factors" not in sections:
+        return
     stopping, factors = sections.get("early_stopping"), _factors(sections)
     broken = sections.get("_broken_factors", set())
     for index, name in enumerate((stopping and stopping.within) or ()):
@@ -250,19 +265,33 @@ def _check_early_stopping(sections: Sections) -> Iterator[Problem]:
             continue
         if name not in factors:
             yield Problem(place, f"{name!r} does not vary in this study", nearest(name, factors))
-        elif factors[name].levels() is None and factors[name].form != "int":
+        elif factors[name].form not in ("choice", "int"):
             yield Problem(place, f"{name} is continuous: no two trials would be compared", "expected a factor with few values")
 
 
 def _check_tracking(sections: Sections) -> Iterator[Problem]:
     if (uri := sections.get("tracking_uri")) is None:
         return
-    parts = urlsplit(uri)
-    if parts.password:
+    try:
+        has_password, is_store = urlsplit(uri).password, _is_store(uri)
+    except ValueError as error:
+        yield Problem("tracking_uri", f"got {uri!r}, which is no address ({error})", _ADDRESSES)
+        return
+    if has_password:
         yield Problem(
             "tracking_uri",
             "holds a password, which would be recorded with the study",
             "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead",
         )
-    elif parts.scheme not in ("http", "https", "sqlite", "postgresql", "mysql", "mssql") and "+" not in parts.scheme:
-        yield Problem("tracking_uri", f"got {uri!r}", "expected http(s)://HOST:PORT or sqlite:///PATH")
+    elif not is_store:
+        yield Problem("tracking_uri", f"got {uri!r}", _ADDRESSES)
+
+
+def _is_store(uri: str) -> bool:
+    parts = urlsplit(uri)
+    dialect = parts.scheme.partition("+")[0]  # SQLAlchemy's form, mysql+pymysql for instance
+    if dialect == "sqlite":
+        # A database in memory would be gone with the process that writes it.
+        return uri.startswith(f"{parts.scheme}:///") and parts.path not in ("/", "/:memory:")
+    is_known = parts.scheme in ("http", "https") or dialect in ("postgresql", "mysql", "mssql")
+    return is_known and bool(parts.hostname) and parts.port != 0

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from decimal import Decimal
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr, model_validator
@@ -13,6 +14,7 @@ from raystudy.factors import PROBE_DEPTH, Role, Scalar
 Value = StrictBool | StrictInt | StrictFloat | StrictStr
 Number = StrictInt | StrictFloat
 Bound = StrictInt | Literal["max"]
+_MOST_STEPS = 1_000_000
 FORMS = ("log_uniform", "uniform", "int", "log_int", "choice")
 
 
@@ -52,60 +54,81 @@ class Factor(BaseModel):
         value: tuple[Any, Any] = self._value(self.form)
         return value
 
-    def levels(self) -> tuple[Scalar, ...] | None:
-        """Return all values where they are few and finite (choices, and ranges of int), else None."""
-        if self.choice is not None:
-            return self.choice
-        if self.int_ is not None and PROBE_DEPTH not in self.int_:
-            low, high = self.int_
-            return tuple(range(int(low), int(high) + 1, int(self.step or 1)))
-        return None
-
     def _value(self, form: str) -> Any:
         return getattr(self, "int_" if form == "int" else form)
 
     @model_validator(mode="after")
     def _check(self) -> Factor:
+        if faults := list(self._faults()):
+            # One line a fault, each with its place: `messages` makes a problem of each.
+            raise ValueError("\n".join(f"@{place}: {text}" for place, text in faults))
+        return self
+
+    def _faults(self) -> Iterator[tuple[str, str]]:
         given = [name for name in FORMS if self._value(name) is not None]
         if len(given) != 1:
             got = "none of them" if not given else " and ".join(given)
-            raise ValueError(f"needs exactly one of {', '.join(FORMS)}, got {got}")
-        if self.choice is not None:
-            self._check_choice(self.choice)
+            yield "", f"needs exactly one of {', '.join(FORMS)}, got {got}"
+        elif self.choice is not None:
+            yield from self._choice_faults(self.choice)
         else:
-            self._check_bounds()
-        return self
+            yield from self._bound_faults()
+            yield from self._step_faults()
 
-    def _check_choice(self, values: tuple[Scalar, ...]) -> None:
+    def _choice_faults(self, values: tuple[Scalar, ...]) -> Iterator[tuple[str, str]]:
         if not values:
-            raise ValueError("@choice: is empty, expected at least one value")
-        seen: list[tuple[type, Scalar]] = []
+            yield "choice", "is empty, expected at least one value"
+        seen: set[tuple[bool, Scalar]] = set()
         for index, value in enumerate(values):
-            if (type(value), value) in seen:
-                raise ValueError(f"@choice[{index}]: {value!r} is given twice")
+            key = (isinstance(value, bool), value)  # 1 and 1.0 are the same choice, 1 and true are not
+            if key in seen:
+                yield f"choice[{index}]", f"{value!r} is given twice"
             if isinstance(value, float) and not math.isfinite(value):
-                raise ValueError(f"@choice[{index}]: got {value}, expected a finite number")
-            seen.append((type(value), value))
+                yield f"choice[{index}]", f"got {value}, expected a finite number"
+            seen.add(key)
         if self.step is not None:
-            raise ValueError("@step: goes with int and uniform, not with choice")
+            yield "step", "goes with int and uniform, not with choice"
 
-    def _check_bounds(self) -> None:
+    def _bound_faults(self) -> Iterator[tuple[str, str]]:
         form, (low, high) = self.form, self.bounds
         for index, bound in enumerate((low, high)):
             if isinstance(bound, float) and not math.isfinite(bound):
-                raise ValueError(f"@{form}[{index}]: got {bound}, expected a finite number")
+                yield f"{form}[{index}]", f"got {bound}, expected a finite number"
         if low == PROBE_DEPTH:
-            raise ValueError(f"@{form}[0]: got {PROBE_DEPTH!r}, which goes second: [low, {PROBE_DEPTH}]")
-        if high != PROBE_DEPTH and not low < high:
-            raise ValueError(f"@{form}: [{low}, {high}] is an empty range, expected the lower end first and below the upper")
+            yield f"{form}[0]", f"got {PROBE_DEPTH!r}, which goes second: [low, {PROBE_DEPTH}]"
+            return
+        if high != PROBE_DEPTH and low >= high:
+            yield form, f"[{low}, {high}] is an empty range, expected the lower end first and below the upper"
         if form.startswith("log_") and low <= 0:
-            raise ValueError(f"@{form}[0]: got {low}, a logarithmic range must begin above 0")
-        self._check_step(form)
+            yield f"{form}[0]", f"got {low}, a logarithmic range must begin above 0"
 
-    def _check_step(self, form: str) -> None:
+    def _step_faults(self) -> Iterator[tuple[str, str]]:
+        form, (low, high) = self.form, self.bounds
         if self.step is None:
             return
         if form not in ("int", "uniform"):
-            raise ValueError(f"@step: goes with int and uniform, not with {form}")
-        if self.step <= 0 or (form == "int" and not isinstance(self.step, int)):
-            raise ValueError(f"@step: got {self.step}, expected a {'whole ' if form == 'int' else ''}number above 0")
+            yield "step", f"goes with int and uniform, not with {form}"
+        elif not 0 < self.step < math.inf or (form == "int" and not isinstance(self.step, int)):
+            yield "step", f"got {self.step}, expected a {'whole ' if form == 'int' else ''}number above 0"
+        elif PROBE_DEPTH not in (low, high) and low < high and self.step > high - low:
+            yield "step", f"got {self.step}, which is more than the whole range [{low}, {high}]"
+        elif form == "uniform" and low < high and not _can_count(low, high, self.step):
+            yield "step", f"got {self.step}, with which [{low}, {high}] cannot be counted exactly; expected a rounder number"
+
+
+def last_step(low: float, high: float, step: float) -> float:
+    """Return the greatest value up to `high` that steps from `low` reach, as people count: 0.3 after three steps of 0.1."""
+    return after_steps(low, step, int((Decimal(str(high)) - Decimal(str(low))) // Decimal(str(step))))
+
+
+def after_steps(low: float, step: float, count: int) -> float:
+    """Return `low + count * step`, counted in decimals."""
+    return float(Decimal(str(low)) + count * Decimal(str(step)))
+
+
+def _can_count(low: float, high: float, step: float) -> bool:
+    """Whether the last step is a number that can be written down: what Optuna, which counts in decimals too, relies on."""
+    if (high - low) / step > _MOST_STEPS:
+        return False
+    top = Decimal(str(last_step(low, high, step)))
+    return (top - Decimal(str(low))) % Decimal(str(step)) == 0

@@ -117,7 +117,7 @@ def _parse_factors(value: Any, sections: dict[str, Any], problems: list[Problem]
     sections["factors"] = factors
     if len(factors) < len(value):
         # Conditions and points may speak of a factor that is there but broken: those are not missing.
-        sections["_broken_factors"] = {str(name) for name in value} - set(factors)
+        sections["_broken_factors"] = [str(name) for name in value if name not in factors]
 
 
 def _tupled(value: Any) -> Any:

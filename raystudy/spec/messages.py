@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from typing import Any, get_args
+import reprlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from rapidfuzz import fuzz, process
 
 from raystudy.errors import Problem
 
-_PLACE = re.compile(r"^Value error, (?:@(?P<place>[^:]+): )?(?P<text>.*)$", re.DOTALL)
+_BRANCH = re.compile(
+    r"^(int|float|str|bool|none|(literal|tuple|lax-or-strict)\[.*|(constrained|function|json-or-python|nullable)-.*)$"
+)
 _SYNONYMS = {
     "lr": "learning_rate",
     "wd": "weight_decay",
@@ -36,12 +39,15 @@ _TYPE_WORDS = {
     "tuple_type": "a list",
     "model_type": "a mapping",
     "none_required": "null",
+    "invalid_key": "a text",
 }
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return what would be accepted instead of `word`: the near miss if there is one, and all of `known`."""
     names = list(known)
+    if not names:
+        return ""
     if (synonym := _SYNONYMS.get(word.lower())) in names:
         return f"did you mean {synonym}? expected one of {', '.join(names)}"
     match = process.extractOne(word, names, scorer=fuzz.WRatio, score_cutoff=65)
@@ -61,21 +67,34 @@ def problems_of(error: ValidationError, prefix: str, model: Any) -> list[Problem
     """Translate a pydantic error; the branches of a union that failed at one place become one problem."""
     grouped: dict[str, list[Any]] = {}
     for item in error.errors():
-        grouped.setdefault(join(prefix, _real_parts(item["loc"])), []).append(item)
-    return [_problem(place, items, model) for place, items in grouped.items()]
-
-
-def _real_parts(loc: Sequence[str | int]) -> list[str | int]:
-    """Drop the names of union branches and validators that pydantic mixes into a place."""
-    noise = re.compile(
-        r"^(int|float|str|bool|none|lax-or-strict\[|tuple\[|literal\[|constrained|function-|is-instance|json-or-python|nullable)"
-    )
-    known = {"int"}  # a form of a factor
+        grouped.setdefault(join(prefix, _real_parts(item["loc"], model)), []).append(item)
     return [
-        part
-        for index, part in enumerate(loc)
-        if isinstance(part, int) or (index == 0 and part in known) or not noise.match(part)
+        problem
+        for place, items in grouped.items()
+        if not _is_moot(place, items, grouped)
+        for problem in _faults(place, items) or [_problem(place, items, model)]
     ]
+
+
+def _real_parts(loc: Sequence[str | int], model: Any) -> list[str | int]:
+    """Drop the names of union branches and validators that pydantic mixes into a place."""
+    has_keys = get_origin(model) is Mapping or (isinstance(model, type) and issubclass(model, BaseModel))
+    return [
+        part for index, part in enumerate(loc) if isinstance(part, int) or (index == 0 and has_keys) or not _BRANCH.match(part)
+    ]
+
+
+def _is_moot(place: str, items: list[Any], places: Iterable[str]) -> bool:
+    """Whether another branch of the same union fits better: it got as far as one of the value's own elements."""
+    is_elsewhere = any(other.startswith((f"{place}.", f"{place}[")) for other in places)
+    return is_elsewhere and all(item["type"].endswith("_type") for item in items)
+
+
+def _faults(place: str, items: list[Any]) -> list[Problem]:
+    """Return what a model's own check has found: one fault a line, `@PLACE: TEXT`."""
+    lines = [line for item in items if item["type"] == "value_error" for line in str(item["ctx"]["error"]).splitlines()]
+    parts = [line.removeprefix("@").partition(": ") for line in lines]
+    return [Problem(f"{place}.{inner}" if inner else place, text) for inner, _, text in parts]
 
 
 def _problem(place: str, items: list[Any], model: Any) -> Problem:
@@ -83,14 +102,10 @@ def _problem(place: str, items: list[Any], model: Any) -> Problem:
         if item["type"] == "extra_forbidden":
             fields = _field_names(model)
             return Problem(place, "unknown key", nearest(str(item["loc"][-1]), fields))
-        if item["type"] == "value_error":
-            match = _PLACE.match(item["msg"])
-            text = match["text"] if match else item["msg"]
-            return Problem(f"{place}.{match['place']}" if match and match["place"] else place, text)
         if item["type"] == "missing":
             if isinstance(item["loc"][-1], int):
                 return Problem(place.rpartition("[")[0], "has too few values, expected [low, high]")
-            return Problem(place, "is missing")
+            return Problem(place, "is missing", _described(model, item["loc"][-1]))
         if item["type"] == "too_long":
             return Problem(
                 place, f"has {item['ctx']['actual_length']} values, expected {item['ctx']['max_length']}: [low, high]"
@@ -113,22 +128,32 @@ def _field_names(model: Any) -> list[str]:
     return []
 
 
+def _described(model: Any, name: str) -> str:
+    field = model.model_fields.get(name) if isinstance(model, type) and issubclass(model, BaseModel) else None
+    return f"expected {field.description}" if field is not None and field.description else ""
+
+
 def _shown(value: Any) -> str:
     if value is None:
         return "nothing"
-    text = f"the text {value!r}" if isinstance(value, str) else repr(list(value) if isinstance(value, tuple) else value)
+    # reprlib, because aliases let a few lines of YAML stand for a value that fills the memory when written out.
+    text = f"the text {value!r}" if isinstance(value, str) else reprlib.repr(list(value) if isinstance(value, tuple) else value)
     return text if len(text) <= 120 else text[:117] + "..."
 
 
-def _hint(got: Any, items: list[Any]) -> str:
+def number_hint(value: object) -> str:
     """Say what to do about a number that was written as a text, a frequent slip in YAML."""
-    if not isinstance(got, str) or not any(item["type"] in ("int_type", "float_type") for item in items):
+    if not isinstance(value, str):
         return ""
     try:
-        float(got)
+        float(value)
     except ValueError:
         return ""
     return "write the number without quotes"
+
+
+def _hint(got: Any, items: list[Any]) -> str:
+    return number_hint(got) if any(item["type"] in ("int_type", "float_type") for item in items) else ""
 
 
 def _expected(item: Any) -> str:

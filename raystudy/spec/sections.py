@@ -52,7 +52,7 @@ class BudgetSection(Section):
 
     trials: StrictInt = Field(default=32, ge=1, le=1_000_000)
     epochs: StrictInt = Field(default=27, ge=1, le=100_000, description="T, the epochs of a trial that is not stopped")
-    hours: Annotated[Number, Field(gt=0)] | None = None
+    hours: Annotated[Number, Field(gt=0, le=1_000_000)] | None = None
     unit: Literal["epoch", "subset_epoch"] = "epoch"
 
 

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
 
 from raystudy.factors import FACTORS, SOURCE_FACTORS, Role, Scalar, defaults
@@ -22,6 +21,7 @@ from raystudy.spec.sections import (
     ResourcesSection,
     SearchSection,
 )
+from raystudy.spec.text import dump_yaml
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 _NOT_IN_FINGERPRINT: dict[str, Any] = {
@@ -75,17 +75,17 @@ class StudySpec(BaseModel):
 
     def to_yaml(self) -> str:
         """Return the study file's text; `from_yaml` of it gives an equal spec."""
-        text: str = yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
-        return text
+        return dump_yaml(self.to_dict())
 
     @property
     def fingerprint(self) -> str:
         """Identify what decides the results, in 16 hex digits.
 
         Left out: the name, where and how fast it runs, what is kept, and how long (`budget.trials`, `budget.hours`), so that a
-        finished study can be extended.
+        finished study can be extended. The order of the factors counts: samplers draw them one after another.
         """
         data = self.model_dump(mode="json", by_alias=True, exclude=_NOT_IN_FINGERPRINT)
+        data["factors"] = list(data["factors"].items())
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
 
     @property

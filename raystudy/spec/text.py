@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,23 @@ class _Loader(yaml.SafeLoader):
     """YAML as version 1.2 reads it: `1e-3` is a number, `off` and `no` are words; a key given twice is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[Hashable] = set()
+        seen: set[str] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, Hashable):
-                raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key_node.start_mark)
+            if not isinstance(key, str):
+                problem = f"a key must be a word, got {reprlib.repr(key)}"
+                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+    def construct_decimal(self, node: yaml.ScalarNode) -> int:
+        return int(str(node.value).replace("_", ""))  # SafeLoader reads 010 as octal and fails at 08
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes every text that `_Loader`, or a reader of YAML 1.1, would take for something else."""
 
 
 def _without(resolvers: Mapping[str, list[Any]], *tags: str) -> dict[str, list[Any]]:
@@ -44,6 +53,20 @@ _Loader.add_implicit_resolver(
     ),
     list("-+0123456789."),
 )
+_Loader.add_constructor(_INT, _Loader.construct_decimal)
+_Dumper.yaml_implicit_resolvers = {
+    letter: [
+        *_Loader.yaml_implicit_resolvers.get(letter, []),
+        *yaml.SafeDumper.yaml_implicit_resolvers.get(letter, []),
+    ]
+    for letter in {*_Loader.yaml_implicit_resolvers, *yaml.SafeDumper.yaml_implicit_resolvers}
+}
+
+
+def dump_yaml(data: Any) -> str:
+    """Return plain data as YAML; `parse_yaml` of it gives equal data."""
+    text: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return text
 
 
 def parse_yaml(text: str, *, where: str) -> Any:
@@ -61,9 +84,9 @@ def parse_yaml(text: str, *, where: str) -> Any:
 def read_study_file(path: Path) -> Any:
     """Return the plain data of the study file at `path`; raise SpecError if there is none that can be read."""
     where = str(path)
-    if path.is_dir():
-        raise SpecError(Problem(where, "is a folder, expected a study file (YAML)"))
     try:
+        if path.is_dir():
+            raise SpecError(Problem(where, "is a folder, expected a study file (YAML)"))
         if path.stat().st_size > MAX_BYTES:
             raise SpecError(Problem(where, f"is larger than {MAX_BYTES:,} bytes: not a study file"))
         text = path.read_text(encoding="utf-8")
