@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from raystudy import driver, preflight
+from raystudy import driver, host, preflight
 from raystudy.driver import Setting, Watcher
 from raystudy.query import Study, open_study
 from raystudy.spec import StudySpec
@@ -30,7 +30,7 @@ def run(spec: StudySpec, *, inline: bool = False, tracking_uri: str | None = Non
     """
     checked = preflight.check(spec.to_dict(), title=spec.name)
     outcome = driver.run(checked, Setting(inline=inline, tracking_uri=tracking_uri), watcher)
-    return open_study(outcome.name, tracking_uri=outcome.tracking_uri)
+    return open_study(outcome.name, tracking_uri)
 
 
 def resume(
@@ -58,9 +58,9 @@ def resume(
     outcome = driver.resume(
         name, preflight.changing(changes or {}, title=name), Setting(inline=inline, tracking_uri=tracking_uri), watcher
     )
-    return open_study(outcome.name, tracking_uri=outcome.tracking_uri)
+    return open_study(outcome.name, tracking_uri)
 
 
 def stop(name: str) -> int:
     """Ask the process that runs the study on this machine to stop cleanly; return its process id."""
-    return driver.stop(name)
+    return host.stop(name)

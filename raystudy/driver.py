@@ -6,25 +6,19 @@ fails before that leaves no trace. From then on the journal is the study: the pr
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import shutil
-import signal
-import socket
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import filelock
-
 from raystudy import __version__, paths
-from raystudy.errors import InputError, NotFoundError, Problem, SpecError, StudyBusyError
+from raystudy.errors import InputError, Problem, SpecError, StudyBusyError
+from raystudy.host import calling_card, exclusive, existing, ray_session, stopping_on_signals
 from raystudy.paths import StudyPaths
 from raystudy.preflight import space_of
 from raystudy.records import (
@@ -40,7 +34,7 @@ from raystudy.records import (
 )
 from raystudy.search.director import Director
 from raystudy.spec import StudySpec
-from raystudy.spec.messages import nearest
+from raystudy.tracking.address import tracking_uri
 from raystudy.tracking.feeder import Feeder, Ready
 from raystudy.tracking.journal import Journal, read_journal
 
@@ -131,7 +125,7 @@ def run(spec: StudySpec, setting: Setting | None = None, watcher: Watcher | None
         raise StudyBusyError(
             f"there is a study {spec.name!r} already: `raystudy resume {spec.name}` continues it, --name renames this one"
         )
-    with _exclusive(files):
+    with exclusive(files):
         trainer, about = _prepare(spec, setting, watcher, files)
         events: list[Event] = [StudyStarted(time.time(), spec.name, spec.to_dict(), spec.fingerprint, __version__, about)]
         try:
@@ -165,7 +159,7 @@ def resume(
     """
     setting, watcher = setting or Setting(), watcher or Watcher()
     files = existing(name)
-    with _exclusive(files):
+    with exclusive(files):
         history = read_journal(files.journal)
         record = StudyRecord.fold(history)
         before = StudySpec.from_dict(record.spec)
@@ -186,44 +180,14 @@ def resume(
         return _drive(spec, setting, watcher, files, trainer, history)
 
 
-def stop(name: str) -> int:
-    """Ask the process that runs the study `name` on this machine to stop cleanly; return its process id.
-
-    Raises:
-        NotFoundError: there is no such study here, or nobody is running it.
-    """
-    files = existing(name)
-    lock = filelock.FileLock(files.lock)
-    try:
-        with lock.acquire(timeout=0):
-            raise NotFoundError(f"nobody is running the study {name!r}")
-    except filelock.Timeout:
-        driver = json.loads(files.driver.read_text())
-    if driver["host"] != socket.gethostname():
-        raise NotFoundError(f"the study {name!r} is run by {driver['host']}: stop it there")
-    os.kill(driver["pid"], signal.SIGINT)
-    return int(driver["pid"])
-
-
-def existing(name: str) -> StudyPaths:
-    """Return the files of a study that was run here; raise NotFoundError if there is none."""
-    files = StudyPaths.of(name)
-    if not files.journal.exists():
-        here = sorted(folder.name for folder in paths.studies().glob("*") if (folder / "journal.jsonl").exists())
-        hint = nearest(name, here) if here else "there are no studies yet"
-        raise NotFoundError(f"there is no study {name!r} in {paths.studies()}; {hint}")
-    return files
-
-
 def _drive(
     spec: StudySpec, setting: Setting, watcher: Watcher, files: StudyPaths, trainer: Trainer, history: Sequence[Event]
 ) -> Outcome:
     with ExitStack() as stack:
-        files.driver.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "started": time.time()}))
-        stack.callback(files.driver.unlink, missing_ok=True)
-        feeder = Feeder.start(files, _tracking_uri(spec, setting))
+        stack.enter_context(calling_card(files))
+        feeder = Feeder.start(files, _address(spec, setting))
         stack.callback(feeder.finish, 1.0)
-        with nullcontext() if setting.inline else _ray(spec):  # Ray and the MLflow writer start side by side
+        with nullcontext() if setting.inline else ray_session(spec):  # Ray and the MLflow writer start side by side
             ready = feeder.wait_ready(READY_TIMEOUT_S)
             journal = stack.enter_context(Journal(files.journal))
             if _has_work(spec, StudyRecord.fold(history)):
@@ -261,7 +225,7 @@ def _resumption(spec: StudySpec, journal: Journal, history: Sequence[Event]) -> 
 def _run_trials(director: Director, setting: Setting, trainer: Trainer, *, logs: Path) -> None:
     resources = director.spec.resources
     try:
-        with _signals(director):
+        with stopping_on_signals(director):
             if director.is_exhausted:  # the last driver died between the last trial and the end of the study
                 director.finish()
             elif setting.inline:
@@ -333,14 +297,14 @@ def _prepare(spec: StudySpec, setting: Setting, watcher: Watcher, files: StudyPa
     return FineTuneTrainer(spec, files.all_checkpoints, paths.cache()), about
 
 
-def _tracking_uri(spec: StudySpec, setting: Setting) -> str:
+def _address(spec: StudySpec, setting: Setting) -> str:
     """Return where the study is recorded: what is asked for, then the study file, the environment, the local store."""
-    return setting.tracking_uri or spec.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or paths.local_tracking_uri()
+    return tracking_uri(setting.tracking_uri or spec.tracking_uri)
 
 
 def _with_address(spec: StudySpec, setting: Setting) -> StudySpec:
     """Note in the study where it is recorded, so that a resume from another shell finds it; never a password."""
-    address = _tracking_uri(spec, setting)
+    address = _address(spec, setting)
     if address == paths.local_tracking_uri() or urlsplit(address).password:
         return spec
     return spec.model_copy(update={"tracking_uri": address})
@@ -372,63 +336,3 @@ class _CheckpointKeeper:
 
     def _delete(self, trial: TrialRecord) -> None:
         shutil.rmtree(self._files.checkpoints(trial.trial_id), ignore_errors=True)
-
-
-@contextmanager
-def _exclusive(files: StudyPaths) -> Iterator[None]:
-    """Hold the study: one driver at a time. The lock goes with the process, however it dies."""
-    existed = files.root.exists()
-    files.root.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(files.lock)
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout as error:
-        raise StudyBusyError(f"another process is running the study {files.root.name!r}") from error
-    try:
-        yield
-    finally:
-        lock.release()
-        if not existed and not files.journal.exists():
-            shutil.rmtree(files.root, ignore_errors=True)
-
-
-@contextmanager
-def _signals(director: Director) -> Iterator[None]:
-    """Turn the first SIGINT or SIGTERM into a clean stop; a second SIGINT interrupts at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, _frame: object) -> None:
-        if director.stop_reason and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        director.request_stop("interrupted from the keyboard" if number == signal.SIGINT else "terminated (SIGTERM)")
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def _ray(spec: StudySpec) -> Iterator[None]:
-    """Connect to the Ray that RAY_ADDRESS names, else start one for this study."""
-    import ray
-
-    if ray.is_initialized():
-        yield  # the caller's own: neither started nor stopped here
-        return
-    address = os.environ.get("RAY_ADDRESS")
-    common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
-    if address:
-        ray.init(address=address, **common)
-    else:
-        # A study keeps nothing in Ray's object store: the least that Ray accepts saves the memory for trials.
-        cpus = max(os.cpu_count() or 1, spec.resources.cpu)
-        ray.init(address="local", include_dashboard=False, num_cpus=cpus, object_store_memory=100_000_000, **common)
-    try:
-        yield
-    finally:
-        ray.shutdown()

@@ -9,7 +9,7 @@ import filelock
 from rich.console import Console
 from rich.live import Live
 
-from raystudy.driver import existing
+from raystudy.host import existing
 from raystudy.paths import StudyPaths
 from raystudy.progress import Drawing, Snapshot, event_line
 from raystudy.records import StudyRecord, StudyResumed, StudyState

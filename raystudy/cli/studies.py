@@ -67,7 +67,7 @@ def resume(name: str, overrides: tuple[str, ...], tracking_uri: str | None, inli
 @options.study_name
 def stop(name: str) -> None:
     """Stop a running study cleanly: its state is saved, `resume` continues it."""
-    from raystudy.driver import stop as stop_study
+    from raystudy.host import stop as stop_study
 
     pid = stop_study(name)
     click.echo(f"asked process {pid} to stop; `raystudy resume {name}` continues the study")
@@ -78,8 +78,8 @@ def stop(name: str) -> None:
 @click.argument("trial", metavar="[TRIAL]", required=False)
 def logs(name: str, trial: str | None) -> None:
     """Print the log of a trial, or the events of the study."""
-    from raystudy.driver import existing
     from raystudy.errors import NotFoundError
+    from raystudy.host import existing
     from raystudy.paths import StudyPaths
     from raystudy.progress import event_line
     from raystudy.spec.messages import nearest

@@ -59,7 +59,7 @@ Payload = bytes | NDArray[Any] | Image.Image
 """An image as its source stores it: encoded bytes, samples (H, W) or (H, W, 3) in uint8 or uint16, or a Pillow image."""
 
 
-class UnreadableImage(Exception):  # noqa: N818 -- caught per image, it never leaves the package
+class UnreadableImage(Exception):
     """The image cannot be read; the message is the reason, in words for the user."""
 
 

@@ -1,0 +1,123 @@
+"""This machine's side of a study: who holds it, how it is told to stop, and the Ray it runs on."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import filelock
+
+from raystudy import paths
+from raystudy.errors import NotFoundError, StudyBusyError
+from raystudy.paths import StudyPaths
+from raystudy.search.director import Director
+from raystudy.spec import StudySpec
+from raystudy.spec.messages import nearest
+
+
+def stop(name: str) -> int:
+    """Ask the process that runs the study `name` on this machine to stop cleanly; return its process id.
+
+    Raises:
+        NotFoundError: there is no such study here, or nobody is running it.
+    """
+    files = existing(name)
+    lock = filelock.FileLock(files.lock)
+    try:
+        with lock.acquire(timeout=0):
+            raise NotFoundError(f"nobody is running the study {name!r}")
+    except filelock.Timeout:
+        driver = json.loads(files.driver.read_text())
+    if driver["host"] != socket.gethostname():
+        raise NotFoundError(f"the study {name!r} is run by {driver['host']}: stop it there")
+    os.kill(driver["pid"], signal.SIGINT)
+    return int(driver["pid"])
+
+
+def existing(name: str) -> StudyPaths:
+    """Return the files of a study that was run here; raise NotFoundError if there is none."""
+    files = StudyPaths.of(name)
+    if not files.journal.exists():
+        here = sorted(folder.name for folder in paths.studies().glob("*") if (folder / "journal.jsonl").exists())
+        hint = nearest(name, here) if here else "there are no studies yet"
+        raise NotFoundError(f"there is no study {name!r} in {paths.studies()}; {hint}")
+    return files
+
+
+@contextmanager
+def exclusive(files: StudyPaths) -> Iterator[None]:
+    """Hold the study: one driver at a time. The lock goes with the process, however it dies."""
+    existed = files.root.exists()
+    files.root.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(files.lock)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout as error:
+        raise StudyBusyError(f"another process is running the study {files.root.name!r}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+        if not existed and not files.journal.exists():
+            shutil.rmtree(files.root, ignore_errors=True)
+
+
+@contextmanager
+def calling_card(files: StudyPaths) -> Iterator[None]:
+    """Leave word of which process runs the study, for `stop`."""
+    files.driver.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "started": time.time()}))
+    try:
+        yield
+    finally:
+        files.driver.unlink(missing_ok=True)
+
+
+@contextmanager
+def stopping_on_signals(director: Director) -> Iterator[None]:
+    """Turn the first SIGINT or SIGTERM into a clean stop; a second SIGINT interrupts at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, _frame: object) -> None:
+        if director.stop_reason and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        director.request_stop("interrupted from the keyboard" if number == signal.SIGINT else "terminated (SIGTERM)")
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def ray_session(spec: StudySpec) -> Iterator[None]:
+    """Connect to the Ray that RAY_ADDRESS names, else start one for this study."""
+    import ray
+
+    if ray.is_initialized():
+        yield  # the caller's own: neither started nor stopped here
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    if address:
+        ray.init(address=address, **common)
+    else:
+        # A study keeps nothing in Ray's object store: the least that Ray accepts saves the memory for trials.
+        cpus = max(os.cpu_count() or 1, spec.resources.cpu)
+        ray.init(address="local", include_dashboard=False, num_cpus=cpus, object_store_memory=100_000_000, **common)
+    try:
+        yield
+    finally:
+        ray.shutdown()

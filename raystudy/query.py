@@ -1,0 +1,366 @@
+"""Asking about studies: the same for Python and the command line. Needs MLflow only, no cluster, no Ray.
+
+Nothing heavy is imported before a study is opened.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raystudy.errors import NotFoundError
+from raystudy.factors import Scalar
+from raystudy.records import StudyState, TrialState
+from raystudy.tracking import address, names
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from torch import nn
+
+    from raystudy.finetune.export import ExportedModel
+    from raystudy.spec import StudySpec
+    from raystudy.tracking.reader import StudyReader
+    from raystudy.tracking.store import StoredRun
+    from raystudy.tracking.tables import TrialRow
+    from raystudy.tracking.where import Where
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One trial with its result.
+
+    Attributes:
+        trial_id: its id, the same in Ray, Optuna and MLflow.
+        number: its number in the study, from 0.
+        run_id: its MLflow run.
+        state: how it ended.
+        epochs: the last epoch reported.
+        config: the active factors.
+        metrics: at its best epoch.
+    """
+
+    trial_id: str
+    number: int
+    run_id: str
+    state: TrialState
+    epochs: int
+    config: Mapping[str, Scalar]
+    metrics: Mapping[str, float]
+    _reader: StudyReader = field(repr=False, compare=False)
+
+    def load_model(self) -> nn.Module:
+        """Return the model at the best epoch, in eval mode on the CPU: float images of 0 to 255 in, logits out.
+
+        It is rebuilt from safetensors; nothing is unpickled.
+
+        Raises:
+            NotFoundError: the trial is not among the best `keep_models` of a finished study.
+        """
+        return self._reader.model(self.run_id).classifier
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data: what `raystudy best --json` prints."""
+        return {
+            "trial_id": self.trial_id,
+            "number": self.number,
+            "run_id": self.run_id,
+            "state": self.state.value,
+            "epochs": self.epochs,
+            "config": dict(self.config),
+            "metrics": dict(self.metrics),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class StudyStatus:
+    """Where a study is.
+
+    Attributes:
+        name: the study.
+        state: running, completed, interrupted or failed, as its driver last said.
+        reason: why, where that is not plain.
+        trials: number of trials by state, states without trials left out.
+        budget_trials: the number of trials it may start.
+        epochs_trained: epochs reported over all trials.
+        metric: the objective.
+        mode: max or min.
+        best: the best trial so far, None if none ranks yet.
+        started: when its first driver started.
+        ended: when its last driver ended, None while it runs.
+        tracking_uri: the MLflow store, without user name and password.
+        experiment_id: the study's experiment.
+        run_id: the study's parent run.
+    """
+
+    name: str
+    state: StudyState
+    reason: str
+    trials: Mapping[str, int]
+    budget_trials: int
+    epochs_trained: int
+    metric: str
+    mode: str
+    best: Trial | None
+    started: datetime
+    ended: datetime | None
+    tracking_uri: str
+    experiment_id: str
+    run_id: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data: what `raystudy status --json` prints."""
+        return {
+            "name": self.name,
+            "state": self.state.value,
+            "reason": self.reason,
+            "trials": dict(self.trials),
+            "budget_trials": self.budget_trials,
+            "epochs_trained": self.epochs_trained,
+            "metric": self.metric,
+            "mode": self.mode,
+            "best": None if self.best is None else self.best.to_dict(),
+            "started": self.started.isoformat(),
+            "ended": None if self.ended is None else self.ended.isoformat(),
+            "tracking_uri": self.tracking_uri,
+            "experiment_id": self.experiment_id,
+            "run_id": self.run_id,
+        }
+
+
+class Study:
+    """A study in MLflow, running or over. What may change is read anew at each call."""
+
+    def __init__(self, reader: StudyReader) -> None:
+        """Wrap `reader`; `open_study` is the way to get one."""
+        self._reader = reader
+        tags = reader.parent().tags
+        self.name = reader.name
+        self.metric, self.mode = tags[names.METRIC], tags[names.MODE]
+
+    def __repr__(self) -> str:
+        return f"Study({self.name!r}, {address.redact(self._reader.store.uri)!r})"
+
+    @property
+    def state(self) -> StudyState:
+        """Where the study is in its life, as its driver last said."""
+        return StudyState(self._reader.parent().tags[names.STATE])
+
+    @property
+    def spec(self) -> StudySpec:
+        """The study file."""
+        return self._reader.spec()
+
+    def trials(self) -> pa.Table:
+        """Return one row per trial, by number.
+
+        Columns: trial_id, number, state, reason, epochs, run_id, started, ended, wall_seconds, node, every factor (null where
+        it is not active), every metric at the last epoch, and with `best_` before its name at the best epoch.
+        """
+        return self._reader.trials()
+
+    def reports(self) -> pa.Table:
+        """Return one row per trial and epoch: trial_id, epoch, time, every metric, every factor."""
+        return self._reader.reports()
+
+    def best(self, k: int = 1, where: Mapping[str, Scalar] | str | None = None) -> list[Trial]:
+        """Return the `k` best trials, best first; of equals the earlier one first.
+
+        Only completed and pruned trials rank, each by the objective at its best epoch.
+
+        Args:
+            k: how many at most.
+            where: only trials with these values, or that meet an expression such as `data_fraction=0.1, learning_rate<0.01`.
+
+        Raises:
+            InputError: `where` names what is neither a factor nor a metric of this study, or cannot be understood.
+        """
+        rows = self._reader.rows()
+        matches = self._predicate(where, rows)
+        return [self._trial(row) for row in self._ranked(rows) if matches(row)][:k]
+
+    def trial(self, trial_id: str) -> Trial:
+        """Return a trial in whatever state it is.
+
+        Raises:
+            NotFoundError: the study has no such trial.
+        """
+        rows = {row.trial_id: row for row in self._reader.rows()}
+        if trial_id not in rows:
+            known = f"they are called {min(rows)} to {max(rows)}" if rows else "it has none yet"
+            raise NotFoundError(f"the study {self.name!r} has no trial {trial_id!r}; {known}")
+        return self._trial(rows[trial_id])
+
+    def export(self, folder: str | Path, trial_id: str | None = None) -> ExportedModel:
+        """Write the model of the best trial, or of the one given, to `folder` so that it is usable without raystudy.
+
+        Raises:
+            NotFoundError: no trial ranks yet, there is no such trial, or its model was not kept.
+            InputError: the folder is not empty, or cannot be written.
+        """
+        from raystudy.finetune.export import export_model
+
+        found = [self.trial(trial_id)] if trial_id is not None else self.best()
+        if not found:
+            raise NotFoundError(f"no trial of the study {self.name!r} has a result yet")
+        kept = self._reader.model(found[0].run_id)
+        return export_model(
+            kept.classifier,
+            folder=Path(folder),
+            class_names=kept.class_names,
+            image_size=kept.card["image_size"],
+            backbone=kept.card["backbone"]["name"],
+            provenance={**kept.card["provenance"], "run_id": found[0].run_id},
+        )
+
+    def status(self) -> StudyStatus:
+        """Return where the study is."""
+        parent, rows = self._reader.parent(), self._reader.rows()
+        ranked = self._ranked(rows)
+        state = StudyState(parent.tags[names.STATE])
+        counts = Counter(row.state for row in rows)
+        return StudyStatus(
+            name=self.name,
+            state=state,
+            reason=parent.tags.get(names.REASON, ""),
+            trials={known.value: counts[known.value] for known in TrialState if counts[known.value]},
+            budget_trials=int(parent.tags[names.TRIALS]),
+            epochs_trained=sum(row.epochs for row in rows),
+            metric=self.metric,
+            mode=self.mode,
+            best=self._trial(ranked[0]) if ranked else None,
+            started=_time(parent.started),
+            ended=_ended(parent, state),
+            tracking_uri=address.redact(self._reader.store.uri),
+            experiment_id=self._reader.experiment_id,
+            run_id=self._reader.run_id,
+        )
+
+    def _predicate(self, where: Mapping[str, Scalar] | str | None, rows: list[TrialRow]) -> Where:
+        from raystudy.tracking.where import Where, equal_to, parse_where
+
+        if where is None:
+            return Where(())
+        factors = list(self.spec.all_factors)
+        metrics = sorted({name for row in rows for name in row.best} | {self.metric}, key=names.metric_rank)
+        return parse_where(where, factors, metrics) if isinstance(where, str) else equal_to(where, factors, metrics)
+
+    def _ranked(self, rows: list[TrialRow]) -> list[TrialRow]:
+        sign = -1.0 if self.mode == "max" else 1.0
+        ranking = [row for row in rows if TrialState(row.state).ranks and self.metric in row.best]
+        return sorted(ranking, key=lambda row: (sign * row.best[self.metric], row.number))
+
+    def _trial(self, row: TrialRow) -> Trial:
+        return Trial(
+            trial_id=row.trial_id,
+            number=row.number,
+            run_id=row.run_id,
+            state=TrialState(row.state),
+            epochs=row.epochs,
+            config=row.config,
+            metrics=dict(sorted(row.best.items(), key=lambda item: names.metric_rank(item[0]))),
+            _reader=self._reader,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class StudyRow:
+    """A line of `raystudy list`.
+
+    Attributes:
+        name: the study.
+        state: as its driver last said.
+        trials: number of trials by state.
+        budget_trials: the number of trials it may start.
+        metric: the objective.
+        best: the best value of the objective, None if no trial ranks yet.
+        started: when its first driver started.
+        ended: when its last driver ended, None while it runs.
+        experiment_id: the study's experiment.
+        run_id: the study's parent run.
+    """
+
+    name: str
+    state: StudyState
+    trials: Mapping[str, int]
+    budget_trials: int
+    metric: str
+    best: float | None
+    started: datetime
+    ended: datetime | None
+    experiment_id: str
+    run_id: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data: what `raystudy list --json` prints."""
+        return {
+            "name": self.name,
+            "state": self.state.value,
+            "trials": dict(self.trials),
+            "budget_trials": self.budget_trials,
+            "metric": self.metric,
+            "best": self.best,
+            "started": self.started.isoformat(),
+            "ended": None if self.ended is None else self.ended.isoformat(),
+            "experiment_id": self.experiment_id,
+            "run_id": self.run_id,
+        }
+
+
+def open_study(name: str, tracking_uri: str | None = None) -> Study:
+    """Open a study, running or over.
+
+    Args:
+        name: the study.
+        tracking_uri: where MLflow is; by default where the study was recorded if it was run here, then as for `run`.
+
+    Raises:
+        NotFoundError: there is no study of that name; near misses are named.
+        UnreachableError: the store does not answer.
+    """
+    from raystudy.tracking.reader import StudyReader, connect
+
+    return Study(StudyReader(connect(address.study_uri(name, tracking_uri)), name))
+
+
+def list_studies(tracking_uri: str | None = None) -> list[StudyRow]:
+    """Return all studies in the tracking store, the latest first; none where there is no local store yet.
+
+    Raises:
+        UnreachableError: the store does not answer.
+    """
+    from raystudy.tracking.reader import StudyReader, connect, study_runs
+
+    try:
+        store = connect(address.tracking_uri(tracking_uri))
+    except NotFoundError:
+        return []
+    rows = [_study_row(Study(StudyReader(store, name))) for name in study_runs(store)]
+    return sorted(rows, key=lambda row: row.started, reverse=True)
+
+
+def _study_row(study: Study) -> StudyRow:
+    status = study.status()
+    return StudyRow(
+        name=status.name,
+        state=status.state,
+        trials=status.trials,
+        budget_trials=status.budget_trials,
+        metric=status.metric,
+        best=None if status.best is None else status.best.metrics[status.metric],
+        started=status.started,
+        ended=status.ended,
+        experiment_id=status.experiment_id,
+        run_id=status.run_id,
+    )
+
+
+def _ended(parent: StoredRun, state: StudyState) -> datetime | None:
+    return None if state is StudyState.RUNNING or parent.ended is None else _time(parent.ended)
+
+
+def _time(milliseconds: int) -> datetime:
+    return datetime.fromtimestamp(milliseconds / 1000, UTC)

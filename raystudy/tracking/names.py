@@ -1,0 +1,87 @@
+"""Every name that MLflow sees, owned here: tags, params, metrics, artifacts, and what our states are called there."""
+
+from __future__ import annotations
+
+from raystudy.records import StudyState, TrialState
+
+# Tags on both kinds of run
+KIND = "raystudy.kind"
+STATE = "raystudy.state"
+REASON = "raystudy.reason"
+STUDY_KIND, TRIAL_KIND = "study", "trial"
+
+# Tags on the parent run
+FINGERPRINT = "raystudy.fingerprint"
+VERSION = "raystudy.version"
+JOURNAL_ID = "raystudy.journal_id"
+"""Identifies the journal that feeds the run, so that two studies of one name on two machines are never mixed."""
+METRIC = "raystudy.metric"
+MODE = "raystudy.mode"
+TRIALS = "raystudy.trials"
+"""The budget in trials; a tag, since a resume may extend it and params cannot change."""
+CLASSES = "raystudy.classes"
+
+# Tags on a child run
+TRIAL_ID = "raystudy.trial_id"
+NUMBER = "raystudy.number"
+NODE = "raystudy.node"
+RETRIES = "raystudy.retries"
+EPOCHS = "raystudy.epochs"
+"""The last epoch reported. Written after the metrics it speaks of: what it says is in MLflow, is."""
+BEST_EPOCH = "raystudy.best_epoch"
+KEPT = "raystudy.kept"
+KEEP_PROBABILITY = "raystudy.keep_probability"
+
+# MLflow's own tags
+PARENT = "mlflow.parentRunId"
+RUN_NAME = "mlflow.runName"
+
+BEST_PREFIX = "best_"
+"""Before the name of a metric: its value at the trial's best epoch so far, with that epoch as step."""
+
+METRIC_ORDER = (
+    "train_loss",
+    "val_loss",
+    "val_accuracy",
+    "val_macro_f1",
+    "images_per_second",
+    "epoch_seconds",
+    "gpu_peak_gib",
+)
+"""The metrics that trials report, in the order in which tables have them; others follow by name."""
+
+# Artifacts of the parent run
+STUDY_FILE = "study.yaml"
+JOURNAL_FILE = "journal"
+TRIALS_FILE = "trials.parquet"
+REPORTS_FILE = "reports.parquet"
+
+# Artifacts of a child run whose model is kept
+PER_CLASS_FILE = "per_class.json"
+
+# Models
+MODEL_NAME = "model"
+MODEL_WEIGHTS = "model.safetensors"
+MODEL_CARD = "model.json"
+CLASSES_FILE = "classes.json"
+BEST_ALIAS = "best"
+
+TRIAL_STATUS = {
+    TrialState.RUNNING: "RUNNING",
+    TrialState.COMPLETED: "FINISHED",
+    TrialState.PRUNED: "KILLED",
+    TrialState.INTERRUPTED: "KILLED",
+    TrialState.FAILED: "FAILED",
+    TrialState.DIVERGED: "FAILED",
+}
+STUDY_STATUS = {
+    StudyState.RUNNING: "RUNNING",
+    StudyState.COMPLETED: "FINISHED",
+    StudyState.INTERRUPTED: "KILLED",
+    StudyState.FAILED: "FAILED",
+}
+
+
+def metric_rank(name: str) -> tuple[int, str]:
+    """Return the sort key that puts metrics into the order of tables."""
+    return (METRIC_ORDER.index(name) if name in METRIC_ORDER else len(METRIC_ORDER), name)

@@ -1,0 +1,374 @@
+"""The tracking store as raystudy uses it: the only module that calls MLflow's client.
+
+Errors come in two kinds. `StoreDown`: try the same again later (no connection, a busy database, an error of the server).
+`StoreRefused`: the same request will never succeed (the run was deleted, a param has another value).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from raystudy.errors import UnreachableError
+from raystudy.tracking import names
+from raystudy.tracking.address import artifact_root, database, redact
+from raystudy.tracking.content import Point, RunContent
+
+_PROGRESS_BAR = "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"
+_SETTINGS = {
+    # We retry ourselves, for as long as it takes; MLflow's own four minutes would only hide that a server is gone.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    _PROGRESS_BAR: "false",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+}
+_METRICS_PER_REQUEST = 1000
+_OTHERS_PER_REQUEST = 100
+_PAGE = 1000
+_PERMANENT = frozenset(
+    {
+        "INVALID_PARAMETER_VALUE",
+        "RESOURCE_DOES_NOT_EXIST",
+        "RESOURCE_ALREADY_EXISTS",
+        "INVALID_STATE",
+        "BAD_REQUEST",
+        "NOT_FOUND",
+        "ENDPOINT_NOT_FOUND",
+    }
+)
+_UNAUTHORISED = frozenset({"UNAUTHENTICATED", "PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED"})
+
+_log = logging.getLogger(__name__)
+
+
+def own_process() -> None:
+    """Set MLflow up for a process of our own. A user's process keeps its settings, since they are the whole process's."""
+    os.environ.update(_SETTINGS)
+    for name in ("alembic", "mlflow"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+class StoreDown(UnreachableError):
+    """The store did not do it now, but may later."""
+
+
+class StoreRefused(UnreachableError):
+    """The store will never do it; `code` is MLflow's name for the reason."""
+
+    def __init__(self, message: str, code: str = "") -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRun:
+    """A run as the store holds it.
+
+    Attributes:
+        run_id: its id in MLflow.
+        experiment_id: the experiment it is in.
+        name: shown in the UI.
+        params: by name.
+        tags: by name, MLflow's own among them.
+        latest: of each metric the value with the highest step.
+        status: in MLflow's words.
+        started: milliseconds since 1970.
+        ended: likewise, None before its first end.
+    """
+
+    run_id: str
+    experiment_id: str
+    name: str
+    params: Mapping[str, str] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+    latest: Mapping[str, float] = field(default_factory=dict)
+    status: str = "RUNNING"
+    started: int = 0
+    ended: int | None = None
+
+
+class Store:
+    """One tracking store. Thread-safe as far as MLflow's client is, which is enough for reading."""
+
+    def __init__(self, uri: str) -> None:
+        """Connect.
+
+        Raises:
+            StoreDown: the store does not answer.
+        """
+        from mlflow import MlflowClient
+
+        self.uri = uri
+        with self._translated("open"):
+            self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+    # Experiments
+
+    def experiment(self, name: str) -> str | None:
+        """Return the id of the experiment `name`, None where there is none.
+
+        Raises:
+            StoreRefused: it was deleted.
+        """
+        with self._translated("look for the experiment"):
+            found = self.client.get_experiment_by_name(name)
+        if found is None:
+            return None
+        if found.lifecycle_stage != "active":
+            raise StoreRefused(
+                f"the experiment {name!r} at {redact(self.uri)} was deleted; restore it "
+                f"(mlflow experiments restore -x {found.experiment_id}) or give the study another name",
+                "DELETED",
+            )
+        return str(found.experiment_id)
+
+    def experiment_or_new(self, name: str) -> str:
+        """Return the id of the experiment `name`, created where there is none."""
+        found = self.experiment(name)
+        if found is not None:
+            return found
+        try:
+            with self._translated("create the experiment"):
+                created = self.client.create_experiment(
+                    name, artifact_location=artifact_root(self.uri, name), tags={names.KIND: names.STUDY_KIND}
+                )
+        except StoreRefused as error:
+            found = self.experiment(name)
+            if found is None:
+                raise error
+            return found
+        return str(created)
+
+    def experiments(self) -> dict[str, str]:
+        """Return the ids of all experiments that are not deleted, with their names."""
+        return {
+            str(experiment.experiment_id): str(experiment.name)
+            for experiment in self._pages("list experiments", self.client.search_experiments)
+        }
+
+    # Runs
+
+    def runs(self, experiments: Sequence[str], kind: str | None = None, **tags: str) -> list[StoredRun]:
+        """Return the runs of `kind` that have the given `raystudy.` tags (without that prefix), oldest first."""
+        wanted = {key if "." in key else f"raystudy.{key}": value for key, value in tags.items()}
+        if kind is not None:
+            wanted[names.KIND] = kind
+        where = " and ".join(f"tags.`{key}` = '{value}'" for key, value in wanted.items())
+        found: list[StoredRun] = []
+        for start in range(0, len(experiments), _OTHERS_PER_REQUEST):
+            ids = list(experiments[start : start + _OTHERS_PER_REQUEST])
+            found += map(
+                _stored,
+                self._pages(
+                    "search the runs",
+                    partial(self.client.search_runs, ids, where, max_results=_PAGE, order_by=["attributes.start_time ASC"]),
+                ),
+            )
+        return found
+
+    def run(self, run_id: str) -> StoredRun:
+        """Return a run."""
+        with self._translated("read a run"):
+            return _stored(self.client.get_run(run_id))
+
+    def create_run(self, experiment: str, content: RunContent, tags: Mapping[str, str]) -> StoredRun:
+        """Create a run for `content` that holds no more than `tags` yet."""
+        with self._translated("create a run"):
+            run = self.client.create_run(
+                experiment,
+                start_time=content.started,
+                run_name=content.name,
+                tags=dict(tags),
+            )
+        return _stored(run)
+
+    def write(
+        self, run_id: str, *, points: Sequence[Point] = (), params: Mapping[str, str] | None = None, tags: Mapping[str, str]
+    ) -> None:
+        """Write to a run, `tags` after everything else."""
+        from mlflow.entities import Metric, Param, RunTag
+
+        metrics = [Metric(point.key, point.value, point.time, point.step) for point in points]
+        parameters = [Param(key, value) for key, value in (params or {}).items()]
+        labels = [RunTag(key, value) for key, value in tags.items()]
+        rounds = max(1, -(-len(metrics) // (_METRICS_PER_REQUEST - 2 * _OTHERS_PER_REQUEST)))
+        size = _METRICS_PER_REQUEST - 2 * _OTHERS_PER_REQUEST
+        for index in range(rounds):
+            with self._translated("write to a run"):
+                self.client.log_batch(
+                    run_id,
+                    metrics[index * size : (index + 1) * size],
+                    parameters if index == 0 else [],
+                    labels if index == rounds - 1 else [],
+                )
+
+    def set_status(self, run_id: str, status: str, ended: int | None) -> None:
+        """Set a run's status, and its end unless that is None."""
+        with self._translated("end a run"):
+            if ended is None:
+                self.client.update_run(run_id, status=status)
+            else:
+                self.client.set_terminated(run_id, status, ended)
+
+    def delete_run(self, run_id: str) -> None:
+        """Move a run to MLflow's bin."""
+        with self._translated("delete a run"):
+            self.client.delete_run(run_id)
+
+    def history(self, run_id: str, metric: str) -> list[Point]:
+        """Return every value of a metric as it was written, repetitions included."""
+        with self._translated("read a metric"):
+            rows = self.client.get_metric_history(run_id, metric)
+        return [Point(row.key, int(row.step), float(row.value), int(row.timestamp)) for row in rows]
+
+    # Artifacts
+
+    def upload(self, run_id: str, file: Path) -> None:
+        """Store `file` as an artifact of a run, under its own name."""
+        with self._translated(f"store {file.name}"):
+            self.client.log_artifact(run_id, str(file))
+
+    def download(self, run_id: str, name: str, folder: Path) -> Path:
+        """Fetch an artifact of a run into `folder`.
+
+        Raises:
+            StoreRefused: the run has no such artifact.
+        """
+        with self._translated(f"fetch {name}"):
+            if name not in {item.path for item in self.client.list_artifacts(run_id)}:
+                raise StoreRefused(f"run {run_id} at {redact(self.uri)} has no artifact {name!r}", "NO_ARTIFACT")
+            with _no_progress_bar():
+                return Path(self.client.download_artifacts(run_id, name, str(folder)))
+
+    # Models
+
+    def model_of(self, experiment: str, run_id: str) -> str | None:
+        """Return the id of the model that was logged for a run, None if there is none."""
+        return next((model.model_id for model in self._models(experiment, run_id) if str(model.status) == "READY"), None)
+
+    def log_model(self, experiment: str, run_id: str, step: int, save: Callable[[Path, Any], None]) -> str:
+        """Log a model for a run and return its id; what an attempt before this one left unfinished is deleted.
+
+        Args:
+            experiment: of the run.
+            run_id: the run.
+            step: the epoch of its weights.
+            save: writes the model to a path, described by an MLflow `Model`; called once.
+        """
+        from mlflow.entities import LoggedModelOutput
+        from mlflow.models import Model
+
+        for leftover in self._models(experiment, run_id):
+            with self._translated("delete an unfinished model"):
+                self.client.delete_logged_model(leftover.model_id)
+        with self._translated("create a model"):
+            logged = self.client.create_logged_model(experiment, name=names.MODEL_NAME, source_run_id=run_id)
+        model = Model(
+            artifact_path=logged.artifact_location, model_uuid=logged.model_id, run_id=run_id, model_id=logged.model_id
+        )
+        with tempfile.TemporaryDirectory() as scratch:
+            target = Path(scratch) / names.MODEL_NAME
+            save(target, model)
+            with self._translated("store a model"):
+                self.client.log_model_artifacts(logged.model_id, str(target))
+                self.client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step)])
+                self.client.finalize_logged_model(logged.model_id, "READY")
+        return str(logged.model_id)
+
+    def register(self, name: str, model_id: str, run_id: str, alias: str) -> None:
+        """Let `alias` of the registered model `name` point at a logged model; nothing is registered twice."""
+        with self._translated("register a model"):
+            if not self.client.search_registered_models(f"name = '{name}'"):
+                self.client.create_registered_model(name)
+            versions = [item for item in self.client.search_model_versions(f"name = '{name}'") if item.run_id == run_id]
+            version = versions[0] if versions else self._new_version(name, model_id, run_id)
+            self.client.set_registered_model_alias(name, alias, version.version)
+
+    def download_model(self, model_id: str, part: str, folder: Path) -> Path:
+        """Fetch the sub-folder `part` of a logged model into `folder`; return where it lies."""
+        from mlflow.artifacts import download_artifacts
+
+        with self._translated("fetch a model"):
+            uri = f"{self.client.get_logged_model(model_id).artifact_location}/{part}"
+            with _no_progress_bar():
+                return Path(download_artifacts(artifact_uri=uri, dst_path=str(folder), tracking_uri=self.uri))
+
+    def _new_version(self, name: str, model_id: str, run_id: str) -> Any:
+        # MLflow resolves models:/ by a setting of the process: a server has it right, for a local store we name the place.
+        local = database(self.uri) is not None
+        source = self.client.get_logged_model(model_id).artifact_location if local else f"models:/{model_id}"
+        return self.client.create_model_version(name, source, run_id, model_id=model_id)
+
+    def _models(self, experiment: str, run_id: str) -> list[Any]:
+        return list(
+            self._pages(
+                "look for a model",
+                partial(self.client.search_logged_models, [experiment], f"source_run_id = '{run_id}'"),
+            )
+        )
+
+    def _pages(self, what: str, fetch: Callable[..., Any]) -> Iterator[Any]:
+        token: str | None = None
+        while True:
+            with self._translated(what):
+                page = fetch(page_token=token)
+            yield from page
+            token = page.token
+            if not token:
+                return
+
+    @contextmanager
+    def _translated(self, doing: str) -> Iterator[None]:
+        """Turn whatever MLflow raises into `StoreDown` or `StoreRefused`, in one line and without secrets."""
+        try:
+            yield
+        except UnreachableError:
+            raise
+        except Exception as error:  # MLflow lets errors of requests, sqlalchemy and the operating system through
+            code = str(getattr(error, "error_code", ""))
+            reason = redact((str(error).strip().splitlines() or [type(error).__name__])[0])[:500]
+            message = f"cannot {doing} at {redact(self.uri)}: {reason}"
+            if code in _UNAUTHORISED:
+                raise StoreDown(
+                    f"{message}; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+                ) from error
+            if code in _PERMANENT:
+                raise StoreRefused(message, code) from error
+            raise StoreDown(message) from error
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Keep MLflow from drawing a progress bar for each small file, which only its environment variable can."""
+    before = os.environ.get(_PROGRESS_BAR)
+    os.environ[_PROGRESS_BAR] = "false"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_PROGRESS_BAR]
+        else:
+            os.environ[_PROGRESS_BAR] = before
+
+
+def _stored(run: Any) -> StoredRun:
+    return StoredRun(
+        run_id=run.info.run_id,
+        experiment_id=str(run.info.experiment_id),
+        name=run.info.run_name or "",
+        params=dict(run.data.params),
+        tags=dict(run.data.tags),
+        latest=dict(run.data.metrics),
+        status=run.info.status,
+        started=run.info.start_time,
+        ended=run.info.end_time,
+    )

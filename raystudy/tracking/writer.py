@@ -1,0 +1,258 @@
+"""The process that feeds MLflow from the journal: `python -m raystudy.tracking.writer --root DIR [--tracking-uri URI]`.
+
+It shares nothing with the driver but the journal file and a pipe: a byte on standard input says that there is something new,
+the pipe's end says that the driver is done, or dead. What was written in the meantime goes to MLflow in one batch per run.
+A store that goes away is retried for as long as the driver lives, and for a bounded time after it.
+
+Standard output gets one line of JSON: {"ready": true, "experiment_id", "run_id", "tracking_uri"} or {"error", "kind"}.
+Exit codes: 0 MLflow holds what the journal says, 1 it does not yet, 2 a mistake in this program, 3 refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from filelock import FileLock
+
+from raystudy.errors import RaystudyError, StudyBusyError
+from raystudy.paths import StudyPaths
+from raystudy.records import StudyRecord
+from raystudy.tracking.address import check_reachable, redact
+from raystudy.tracking.content import spec_of
+from raystudy.tracking.store import StoreDown, StoreRefused, own_process
+from raystudy.tracking.tail import Tail
+
+URI_VARIABLE = "RAYSTUDY_WRITER_URI"
+PATIENCE_VARIABLE = "RAYSTUDY_WRITER_PATIENCE_S"
+_PATIENCE_S = 60.0
+_FIRST_PATIENCE_S = 4.0
+"""How long a store that answers may refuse to be opened: two studies may be making its tables at the same time."""
+_POLL_S = 1.0
+_GATHER_S = 0.25
+"""How long events gather after the first one: what arrives together is written together."""
+_BACK_OFF_S = (0.5, 10.0)
+_NICENESS = 5
+
+_T = TypeVar("_T")
+_log = logging.getLogger("raystudy.writer")
+
+
+class GaveUp(RaystudyError):
+    """The store stayed away for longer than the writer may live without its driver."""
+
+
+class DriverPipe:
+    """The pipe from the driver: wakes the writer, and ends with the driver."""
+
+    def __init__(self, file: int) -> None:
+        """Listen to the file descriptor `file`."""
+        self._file = file
+        self.is_closed = False
+        os.set_blocking(file, False)
+
+    def wait(self, seconds: float) -> None:
+        """Return when the driver sends a byte or goes away, at the latest after `seconds`."""
+        if self.is_closed:
+            time.sleep(seconds)
+        elif select.select([self._file], [], [], seconds)[0]:
+            self._drain()
+
+    def _drain(self) -> None:
+        try:
+            while (data := os.read(self._file, 65536)) != b"":
+                _ = data
+        except BlockingIOError:
+            return
+        self.is_closed = True
+
+
+class Writer:
+    """Keeps MLflow up with one journal."""
+
+    def __init__(self, paths: StudyPaths, uri: str, pipe: DriverPipe, *, patience: float = _PATIENCE_S) -> None:
+        """Prepare; nothing is read or written yet.
+
+        Args:
+            paths: the study.
+            uri: the tracking store.
+            pipe: from the driver.
+            patience: seconds without success after which it gives up once the driver is gone.
+        """
+        self._paths, self._uri, self._pipe, self._patience = paths, uri, pipe, patience
+        self._tail = Tail(paths.journal)
+        self._dirty: set[str] = set()
+        self._is_complete = True
+
+    def await_study(self) -> StudyRecord:
+        """Wait until the driver has written the journal's first event, and return the record."""
+        self._dirty |= self._tail.read()
+        while not self._tail.record.name:
+            if self._pipe.is_closed:
+                raise GaveUp(f"{self._paths.journal}: the driver ended without having started a study")
+            self._pipe.wait(0.1)
+            self._dirty |= self._tail.read()
+        return self._tail.record
+
+    def connect(self) -> dict[str, str]:
+        """Open the store, find or create experiment and parent run; return their ids."""
+        from raystudy.tracking.artifacts import store_study_file
+        from raystudy.tracking.mirror import Mirror
+        from raystudy.tracking.store import Store
+
+        record = self.await_study()
+        self._store = Store(self._uri)
+        self._mirror = Mirror(self._store, record)
+        store_study_file(self._store, self._mirror.run_id, record)
+        self._dirty |= set(record.trials)
+        return {
+            "experiment_id": self._mirror.experiment_id,
+            "run_id": self._mirror.run_id,
+            "tracking_uri": redact(self._uri),
+        }
+
+    def run(self) -> bool:
+        """Write until the driver is gone and everything is written; return whether MLflow is complete."""
+        while True:
+            last_round = self._pipe.is_closed
+            self._dirty |= self._tail.read()
+            self.persist(self._write_all)
+            if last_round:
+                break
+            self._pipe.wait(_POLL_S)
+            if not self._pipe.is_closed:
+                time.sleep(_GATHER_S)
+        if self._tail.is_ended:
+            self._finish()
+        return self._is_complete and not self._mirror.given_up
+
+    def persist(self, action: Callable[[], _T], *, limit: float = math.inf) -> _T:
+        """Do `action` again and again until the store takes it.
+
+        Args:
+            action: what to do.
+            limit: seconds after which to let the error through, even if the driver is there.
+
+        Raises:
+            StoreDown: `limit` has passed.
+            GaveUp: the driver is gone, and so was the store for longer than our patience.
+        """
+        pause, longest = _BACK_OFF_S
+        started = time.monotonic()
+        alone_since: float | None = None
+        while True:
+            try:
+                return action()
+            except StoreDown as error:
+                now = time.monotonic()
+                if now - started > limit:
+                    raise
+                if self._pipe.is_closed:
+                    alone_since = alone_since or now
+                    if now - alone_since > self._patience:
+                        raise GaveUp(f"{error}; `raystudy verify --repair` writes the rest") from error
+                _log.warning("%s; trying again in %.1f s", error, pause)
+                self._pipe.wait(min(pause, self._patience / 4) if self._pipe.is_closed else pause)
+                pause = min(pause * 2, longest)
+
+    def _write_all(self) -> None:
+        """Write what has changed; what is written leaves `_dirty` at once, so that a repetition goes on from there."""
+        record = self._tail.record
+        if not self._tail.is_ended:
+            self._mirror.write_study(record)
+        spec = spec_of(record)
+        for trial_id in sorted(self._dirty & record.trials.keys(), key=lambda trial_id: record.trials[trial_id].number):
+            self._mirror.write_trial(record.trials[trial_id], spec.metric, spec.mode)
+            self._dirty.discard(trial_id)
+
+    def _finish(self) -> None:
+        """Store artifacts and models and end the parent run, in this order: a run that is over has everything."""
+        from raystudy.tracking.artifacts import store_results
+        from raystudy.tracking.models import ModelKeeper
+
+        record, mirror = self._tail.record, self._mirror
+        keeper = ModelKeeper(self._store, mirror.experiment_id, self._paths)
+        steps = (
+            lambda: store_results(self._store, mirror.run_id, record, self._paths.journal, mirror.run_ids),
+            lambda: keeper.keep(record, mirror.run_ids),
+            lambda: mirror.write_study(record),
+        )
+        for step in steps:
+            try:
+                self.persist(step)
+            except StoreRefused as error:
+                # A store may take runs and refuse files or models; the rest is still worth having.
+                _log.error("%s", error)
+                self._is_complete = False
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the writer; see the module's text."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parser = argparse.ArgumentParser(prog="raystudy.tracking.writer")
+    parser.add_argument("--root", type=Path, required=True)
+    parser.add_argument("--tracking-uri", default=os.environ.get(URI_VARIABLE), help=f"default: {URI_VARIABLE}")
+    parser.add_argument("--patient", action="store_true", help="wait for a store that is away at the start")
+    options = parser.parse_args(arguments)
+    answer = _own_stdout()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    os.nice(_NICENESS)
+    own_process()
+    paths = StudyPaths(options.root)
+    patience = float(os.environ.get(PATIENCE_VARIABLE, _PATIENCE_S))
+    writer = Writer(paths, options.tracking_uri, DriverPipe(sys.stdin.fileno()), patience=patience)
+    try:
+        return _serve(writer, paths, options, answer)
+    except GaveUp as error:
+        _log.error("%s", error)
+        return 1
+    except Exception:
+        _log.exception("this should not have happened")
+        return 2
+
+
+def _serve(writer: Writer, paths: StudyPaths, options: argparse.Namespace, answer: Callable[[dict[str, object]], None]) -> int:
+    try:
+        if not options.patient:
+            check_reachable(options.tracking_uri, create=True)
+        # A writer of an earlier driver that died may still be at work: two of them would create the same runs.
+        with FileLock(paths.writer_lock):
+            ids = writer.persist(writer.connect, limit=math.inf if options.patient else _FIRST_PATIENCE_S)
+            answer({"ready": True, **ids})
+            return 0 if writer.run() else 1
+    except GaveUp:
+        raise
+    except RaystudyError as error:
+        _log.error("%s", error)
+        answer({"error": str(error), "kind": "busy" if isinstance(error, StudyBusyError) else "unreachable"})
+        return 3
+
+
+def _own_stdout() -> Callable[[dict[str, object]], None]:
+    """Keep standard output for our one line, whatever libraries print."""
+    sys.stdout.flush()
+    channel = os.dup(1)
+    os.dup2(2, 1)
+
+    def answer(line: dict[str, object]) -> None:
+        try:
+            os.write(channel, json.dumps(line).encode() + b"\n")
+        except OSError:
+            # The driver is gone; the end of its pipe says so too.
+            _log.info("nobody listens any more")
+
+    return answer
+
+
+if __name__ == "__main__":
+    sys.exit(main())
