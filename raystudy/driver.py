@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from raystudy import __version__, paths
-from raystudy.errors import InputError, Problem, SpecError, StudyBusyError
+from raystudy.errors import InputError, Problem, RaystudyError, SpecError, StudyBusyError
 from raystudy.host import calling_card, exclusive, existing, ray_session, stopping_on_signals
 from raystudy.paths import StudyPaths
 from raystudy.preflight import space_of
@@ -121,21 +121,14 @@ def run(spec: StudySpec, setting: Setting | None = None, watcher: Watcher | None
     setting, watcher = setting or Setting(), watcher or Watcher()
     spec = _with_address(spec, setting)
     files = StudyPaths.of(spec.name)
-    if files.journal.exists():
-        raise StudyBusyError(
-            f"there is a study {spec.name!r} already: `raystudy resume {spec.name}` continues it, --name renames this one"
-        )
-    with exclusive(files):
+    with exclusive(files), calling_card(files):
+        if files.journal.exists():
+            raise StudyBusyError(
+                f"there is a study {spec.name!r} already: `raystudy resume {spec.name}` continues it, --name renames this one"
+            )
         trainer, about = _prepare(spec, setting, watcher, files)
-        events: list[Event] = [StudyStarted(time.time(), spec.name, spec.to_dict(), spec.fingerprint, __version__, about)]
-        try:
-            with Journal(files.journal) as journal:
-                journal.append(events[0])
-            return _drive(spec, setting, watcher, files, trainer, events)
-        except BaseException:
-            if len(read_journal(files.journal)) == 1:  # it never began: leave no trace
-                shutil.rmtree(files.root, ignore_errors=True)
-            raise
+        started = StudyStarted(time.time(), spec.name, spec.to_dict(), spec.fingerprint, __version__, about)
+        return _drive(spec, setting, watcher, files, trainer, history=[], opening=started)
 
 
 def resume(
@@ -159,7 +152,7 @@ def resume(
     """
     setting, watcher = setting or Setting(), watcher or Watcher()
     files = existing(name)
-    with exclusive(files):
+    with exclusive(files), calling_card(files):
         history = read_journal(files.journal)
         record = StudyRecord.fold(history)
         before = StudySpec.from_dict(record.spec)
@@ -177,24 +170,33 @@ def resume(
         known, found = record.data.get("fingerprint"), about.get("fingerprint")
         if known and found and known != found:
             raise InputError(Problem("data.source", f"the images of {spec.data.source} have changed since the study began"))
-        return _drive(spec, setting, watcher, files, trainer, history)
+        resumed = StudyResumed(time.time(), spec.to_dict(), __version__) if _has_work(spec, record) else None
+        return _drive(spec, setting, watcher, files, trainer, history=history, opening=resumed)
 
 
 def _drive(
-    spec: StudySpec, setting: Setting, watcher: Watcher, files: StudyPaths, trainer: Trainer, history: Sequence[Event]
+    spec: StudySpec,
+    setting: Setting,
+    watcher: Watcher,
+    files: StudyPaths,
+    trainer: Trainer,
+    *,
+    history: Sequence[Event],
+    opening: StudyStarted | StudyResumed | None,
 ) -> Outcome:
+    """Run the trials that are left, and bring MLflow up to the journal; without an `opening` event only the latter."""
+    space = space_of(spec)
     with ExitStack() as stack:
-        stack.enter_context(calling_card(files))
         feeder = Feeder.start(files, _address(spec, setting))
         stack.callback(feeder.finish, 1.0)
-        with nullcontext() if setting.inline else ray_session(spec):  # Ray and the MLflow writer start side by side
-            ready = feeder.wait_ready(READY_TIMEOUT_S)
+        # Ray and the MLflow writer start side by side; the writer creates nothing before the journal begins.
+        with nullcontext() if setting.inline or opening is None else ray_session(spec):
             journal = stack.enter_context(Journal(files.journal))
-            if _has_work(spec, StudyRecord.fold(history)):
-                history = [*history, *_resumption(spec, journal, history)]
+            ready = _await_store(feeder, journal, opening)
+            history = [*history, opening] if opening else history
             observers: list[Observer] = [lambda _: feeder.notify(), _CheckpointKeeper(spec, files, history), watcher]
-            director = Director(spec, space_of(spec), append=journal.append, history=history, observers=observers)
-            if _has_work(spec, director.record):
+            director = Director(spec, space, append=journal.append, history=history, observers=observers)
+            if opening:
                 watcher.begin(director)
                 try:
                     _run_trials(director, setting, trainer, logs=files.logs)
@@ -206,20 +208,29 @@ def _drive(
         return _outcome(director, ready, recorded)
 
 
+def _await_store(feeder: Feeder, journal: Journal, opening: StudyStarted | StudyResumed | None) -> Ready:
+    """Write the driver's first event, and wait until the tracking store can be used; if it cannot, leave no trace."""
+    if not isinstance(opening, StudyStarted):
+        ready = feeder.wait_ready(READY_TIMEOUT_S)
+        if opening:
+            journal.append(opening)
+        return ready
+    journal.append(opening)  # what the writer waits for
+    try:
+        return feeder.wait_ready(READY_TIMEOUT_S)
+    except RaystudyError:
+        journal.path.unlink()
+        raise
+
+
 def _has_work(spec: StudySpec, record: StudyRecord) -> bool:
-    """Whether the study has trials to run, or an end to write."""
+    """Whether the study has trials to run, or an end to write; one that has ended needs another budget to go on."""
+    if record.state not in (StudyState.COMPLETED, StudyState.FAILED):
+        return True
+    if spec.budget == StudySpec.from_dict(record.spec).budget:
+        return False
     unfinished = any(not trial.state.is_over for trial in record.trials.values())
-    ended = record.state in (StudyState.COMPLETED, StudyState.FAILED)
-    return unfinished or not ended or len(record.trials) < spec.budget.trials
-
-
-def _resumption(spec: StudySpec, journal: Journal, history: Sequence[Event]) -> list[Event]:
-    """Record that a new driver takes over; nothing at the first start."""
-    if len(history) == 1:
-        return []
-    resumed = StudyResumed(time.time(), spec.to_dict(), __version__)
-    journal.append(resumed)
-    return [resumed]
+    return unfinished or len(record.trials) < spec.budget.trials
 
 
 def _run_trials(director: Director, setting: Setting, trainer: Trainer, *, logs: Path) -> None:
@@ -336,3 +347,4 @@ class _CheckpointKeeper:
 
     def _delete(self, trial: TrialRecord) -> None:
         shutil.rmtree(self._files.checkpoints(trial.trial_id), ignore_errors=True)
+        self._files.checkpoints(trial.trial_id).with_suffix(".lock").unlink(missing_ok=True)

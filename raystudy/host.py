@@ -17,7 +17,7 @@ from typing import Any
 import filelock
 
 from raystudy import paths
-from raystudy.errors import NotFoundError, StudyBusyError
+from raystudy.errors import NotFoundError, StudyBusyError, UnreachableError
 from raystudy.paths import StudyPaths
 from raystudy.search.director import Director
 from raystudy.spec import StudySpec
@@ -112,7 +112,10 @@ def ray_session(spec: StudySpec) -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS")
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     if address:
-        ray.init(address=address, **common)
+        try:
+            ray.init(address=address, **common)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise UnreachableError(f"the Ray cluster at RAY_ADDRESS={address} cannot be used: {error}") from error
     else:
         # A study keeps nothing in Ray's object store: the least that Ray accepts saves the memory for trials.
         cpus = max(os.cpu_count() or 1, spec.resources.cpu)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import filelock
+
 from raystudy.data import PreparedData, prepare
 from raystudy.finetune.backbone import Backbone, BackboneInfo, build_backbone
 from raystudy.finetune.trial import TrialPlan, TrialRun
-from raystudy.records import Ticket
+from raystudy.records import Ticket, Training
 from raystudy.spec import StudySpec
+
+_OTHER_PROCESS_S = 120.0
 
 
 def open_data(spec: StudySpec, cache: Path) -> PreparedData:
@@ -45,14 +49,11 @@ class FineTuneTrainer:
     cache: Path
     device: str = "auto"
 
-    def open(self, ticket: Ticket) -> TrialRun:
+    def open(self, ticket: Ticket) -> Training:
         """Prepare the trial; it continues from its last checkpoint if it has one."""
-        return TrialRun(
-            self.plan(ticket),
-            _shared_data(_Key(self.spec, self.cache)),
-            self.checkpoints / ticket.trial_id,
-            backbone=_copy_of_shared,
-        )
+        data = _shared_data(_Key(self.spec, self.cache))
+        folder = self.checkpoints / ticket.trial_id
+        return _Exclusive(TrialRun(self.plan(ticket), data, folder, backbone=_copy_of_shared), folder)
 
     def plan(self, ticket: Ticket) -> TrialPlan:
         """Return what the trial is to do."""
@@ -70,6 +71,27 @@ class FineTuneTrainer:
             threads=spec.resources.cpu,
             precision=spec.resources.precision,
         )
+
+
+class _Exclusive:
+    """A trial that no other process trains meanwhile.
+
+    When a driver is killed, its Ray outlives it by seconds: a study resumed at once would have two processes write the
+    checkpoints of one trial. The lock goes with the process that holds it, however that dies.
+    """
+
+    def __init__(self, run: TrialRun, folder: Path) -> None:
+        self._run = run
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = filelock.FileLock(folder.with_suffix(".lock"))
+
+    def epochs(self) -> Iterator[Mapping[str, float]]:
+        with self._lock.acquire(timeout=_OTHER_PROCESS_S):
+            yield from self._run.epochs()
+
+    def close(self) -> None:
+        self._run.close()
+        self._lock.release(force=True)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,47 @@
+"""What the end-to-end tests share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from images import write_idx
+from places import Place
+
+
+@pytest.fixture
+def make_place(tmp_path: Path) -> Callable[[str], Place]:
+    """Give a function that makes a fresh place; places of one test share images and cache."""
+    write_idx(tmp_path / "images", n_classes=4, per_class=50, side=8)
+
+    def make(name: str) -> Place:
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "images").symlink_to(tmp_path / "images")
+        environment = {
+            **os.environ,
+            "RAYSTUDY_HOME": str(folder / "home"),
+            "RAYSTUDY_CACHE": str(tmp_path / "cache"),
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+            "RAY_AUTH_MODE": "disabled",
+        }
+        for variable in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS"):
+            environment.pop(variable, None)
+        return Place(folder, environment)
+
+    return make
+
+
+@pytest.fixture
+def place(make_place: Callable[[str], Place]) -> Place:
+    """Give one place."""
+    return make_place("place")
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """Give random moments that are the same in every run."""
+    return np.random.default_rng(20261123)
