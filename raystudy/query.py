@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -178,9 +179,17 @@ class Study:
         Raises:
             InputError: `where` names what is neither a factor nor a metric of this study, or cannot be understood.
         """
-        rows = self._reader.rows()
-        matches = self._predicate(where, rows)
-        return [self._trial(row) for row in self._ranked(rows) if matches(row)][:k]
+        ranked = self._reader.ranked(self.metric, self.mode)
+        first = list(islice(ranked, 1))
+        matches = self._predicate(where, first)
+        found: list[TrialRow] = []
+        for row in chain(first, ranked):
+            # Those equal to the last one are read too: the earliest of them is the better one.
+            if found and len(found) >= k and row.best[self.metric] != found[-1].best[self.metric]:
+                break
+            if matches(row):
+                found.append(row)
+        return [self._trial(row) for row in self._ranked(found)[:k]]
 
     def trial(self, trial_id: str) -> Trial:
         """Return a trial in whatever state it is.

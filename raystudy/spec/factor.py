@@ -110,25 +110,30 @@ class Factor(BaseModel):
             yield "step", f"goes with int and uniform, not with {form}"
         elif not 0 < self.step < math.inf or (form == "int" and not isinstance(self.step, int)):
             yield "step", f"got {self.step}, expected a {'whole ' if form == 'int' else ''}number above 0"
-        elif PROBE_DEPTH not in (low, high) and low < high and self.step > high - low:
+        elif high == PROBE_DEPTH or not -math.inf < low < high < math.inf:
+            return  # nothing to compare with: open, or at fault already
+        elif _decimal(self.step) > _decimal(high) - _decimal(low):
             yield "step", f"got {self.step}, which is more than the whole range [{low}, {high}]"
-        elif form == "uniform" and low < high and not _can_count(low, high, self.step):
+        elif form == "uniform" and not _can_count(low, high, self.step):
             yield "step", f"got {self.step}, with which [{low}, {high}] cannot be counted exactly; expected a rounder number"
 
 
 def last_step(low: float, high: float, step: float) -> float:
     """Return the greatest value up to `high` that steps from `low` reach, as people count: 0.3 after three steps of 0.1."""
-    return after_steps(low, step, int((Decimal(str(high)) - Decimal(str(low))) // Decimal(str(step))))
+    return after_steps(low, step, int((_decimal(high) - _decimal(low)) // _decimal(step)))
 
 
 def after_steps(low: float, step: float, count: int) -> float:
     """Return `low + count * step`, counted in decimals."""
-    return float(Decimal(str(low)) + count * Decimal(str(step)))
+    return float(_decimal(low) + count * _decimal(step))
+
+
+def _decimal(number: float) -> Decimal:
+    return Decimal(str(number))
 
 
 def _can_count(low: float, high: float, step: float) -> bool:
     """Whether the last step is a number that can be written down: what Optuna, which counts in decimals too, relies on."""
     if (high - low) / step > _MOST_STEPS:
         return False
-    top = Decimal(str(last_step(low, high, step)))
-    return (top - Decimal(str(low))) % Decimal(str(step)) == 0
+    return (_decimal(last_step(low, high, step)) - _decimal(low)) % _decimal(step) == 0

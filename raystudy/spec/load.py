@@ -11,7 +11,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from raystudy.errors import Problem, SpecError
 from raystudy.spec.checks import check_study
 from raystudy.spec.factor import Factor
-from raystudy.spec.messages import nearest, problems_of
+from raystudy.spec.messages import nearest, problems_of, shown
 from raystudy.spec.study import StudySpec
 from raystudy.spec.text import apply_overrides, read_study_file
 
@@ -127,5 +127,7 @@ def _tupled(value: Any) -> Any:
 def _kind(value: Any) -> str:
     if value is None:
         return "nothing"
-    words = {dict: "a mapping", list: "a list", str: f"the text {value!r}", bool: str(value).lower()}
-    return words.get(type(value), repr(value))
+    if isinstance(value, bool):
+        return str(value).lower()
+    # Of mappings and lists not what they hold: aliases let a few lines stand for more than memory does.
+    return {dict: "a mapping", list: "a list"}.get(type(value)) or shown(value)

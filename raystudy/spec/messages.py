@@ -116,7 +116,7 @@ def _problem(place: str, items: list[Any], model: Any) -> Problem:
         expected.remove("a whole number")
     return Problem(
         place,
-        f"got {_shown(got)}, expected {' or '.join(expected)}",
+        f"got {shown(got)}, expected {' or '.join(expected)}",
         _hint(got, items),
     )
 
@@ -133,7 +133,8 @@ def _described(model: Any, name: str) -> str:
     return f"expected {field.description}" if field is not None and field.description else ""
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """Return what was found in words, of bounded length."""
     if value is None:
         return "nothing"
     # reprlib, because aliases let a few lines of YAML stand for a value that fills the memory when written out.

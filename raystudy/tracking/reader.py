@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,6 +78,15 @@ class StudyReader:
     def rows(self) -> list[TrialRow]:
         """Return all trials by number."""
         return sorted(map(trial_row_of, self._runs()), key=lambda row: row.number)
+
+    def ranked(self, metric: str, mode: str) -> Iterator[TrialRow]:
+        """Yield the trials that rank, best `metric` first, in no particular order among equals; read as far as asked for."""
+        for run in self.store.runs_by(self.experiment_id, names.BEST_PREFIX + metric, ascending=mode == "min"):
+            row = trial_row_of(run)
+            if metric not in row.best:
+                return
+            if TrialState(row.state).ranks:
+                yield row
 
     def trials(self) -> pa.Table:
         """Return the table of trials."""

@@ -34,6 +34,7 @@ _SETTINGS = {
 _METRICS_PER_REQUEST = 1000
 _OTHERS_PER_REQUEST = 100
 _PAGE = 1000
+_SMALL_PAGE = 50
 _PERMANENT = frozenset(
     {
         "INVALID_PARAMETER_VALUE",
@@ -174,6 +175,13 @@ class Store:
                 ),
             )
         return found
+
+    def runs_by(self, experiment: str, metric: str, *, ascending: bool) -> Iterator[StoredRun]:
+        """Yield the trials' runs in the order of a metric's latest value, those without it last; few are fetched at a time."""
+        order = f"metrics.`{metric}` {'ASC' if ascending else 'DESC'}"
+        where = f"tags.`{names.KIND}` = '{names.TRIAL_KIND}'"
+        search = partial(self.client.search_runs, [experiment], where, max_results=_SMALL_PAGE, order_by=[order])
+        return map(_stored, self._pages("search the runs", search))
 
     def run(self, run_id: str) -> StoredRun:
         """Return a run."""

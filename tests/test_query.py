@@ -1,0 +1,331 @@
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from journals import SPEC, Clock, config_of, metrics_of, spec_dict, started, study_events, trial_events
+from stores import Server, empty_store, feed, free_port
+from tiny import build_tiny_backbone, tiny_data, tiny_run
+
+from raystudy.errors import InputError, NotFoundError, UnreachableError
+from raystudy.factors import Scalar
+from raystudy.paths import StudyPaths
+from raystudy.query import Study, list_studies, open_study
+from raystudy.records import Config, Event, Reported, StudyRecord, StudyState, TrialRecord, TrialStarted, TrialState
+from raystudy.spec import StudySpec
+from raystudy.tracking import names
+from raystudy.tracking.models import KeptModel, load_kept, read_model, write_model
+from raystudy.tracking.reader import StudyReader, connect
+from raystudy.tracking.tables import TrialRow, reports_table, trials_table
+from raystudy.tracking.where import parse_where
+
+N_TRIALS = 12
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def uri(home: Path) -> str:
+    return empty_store(home)
+
+
+@pytest.fixture(scope="module")
+def record(home: Path, uri: str) -> StudyRecord:
+    running = spec_dict(name="running", objective={"metric": "val_loss"})
+    clock = Clock()
+    unfinished = trial_events(clock, 1, epochs=2, state=TrialState.RUNNING)
+    feed(StudyPaths(home / "r"), uri, [started(clock, running), *trial_events(clock, 0), *unfinished])
+    return feed(StudyPaths(home / "d"), uri, study_events(N_TRIALS))
+
+
+@pytest.fixture
+def study(record: StudyRecord, uri: str) -> Study:
+    assert record.name == "digits"
+    return open_study("digits", uri)
+
+
+def reader_of(uri: str, name: str = "digits") -> StudyReader:
+    return StudyReader(connect(uri), name)
+
+
+def test_tables_read_back_from_mlflow_are_those_of_the_journal(record: StudyRecord, study: Study, uri: str) -> None:
+    run_ids = {row.trial_id: row.run_id for row in reader_of(uri).rows()}
+    assert study.trials().equals(trials_table(record, run_ids))
+    assert study.reports().equals(reports_table(record))
+    assert reader_of(uri).collected_reports().equals(reports_table(record))
+
+
+def test_the_artifacts_hold_the_same_tables_and_the_same_study_file(study: Study, uri: str, tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    reader = reader_of(uri)
+    stored = pq.read_table(reader.store.download(reader.run_id, names.TRIALS_FILE, tmp_path))
+    assert stored.equals(study.trials())
+    assert study.spec == StudySpec.from_dict(SPEC)
+
+
+@pytest.mark.usefixtures("record")
+def test_a_running_study_can_be_read(uri: str) -> None:
+    running = open_study("running", uri)
+    assert running.state is StudyState.RUNNING
+    assert running.trials()["state"].to_pylist() == ["completed", "running"]
+    assert running.trials()["best_val_loss"].to_pylist()[1] == min(metrics_of(1, epoch)["val_loss"] for epoch in (1, 2))
+    assert running.reports().num_rows == 9 + 2
+    assert [trial.trial_id for trial in running.best(5)] == ["t0000"]
+    status = running.status()
+    assert (status.ended, status.epochs_trained, dict(status.trials)) == (None, 11, {"running": 1, "completed": 1})
+
+
+def test_best_is_the_ranking_of_the_journal(record: StudyRecord, study: Study) -> None:
+    ranking = record.ranking("val_accuracy", "max")
+    found = study.best(k=100)
+    assert [trial.trial_id for trial in found] == [trial.trial_id for trial in ranking]
+    assert {trial.state for trial in found} == {TrialState.COMPLETED, TrialState.PRUNED}
+    best = found[0]
+    epoch = ranking[0].best_epoch("val_accuracy", "max")
+    assert epoch is not None
+    assert best.metrics == metrics_of(best.number, epoch)
+    assert best.config == {name: ranking[0].config[name] for name in best.config}
+    assert set(best.to_dict()) == {"trial_id", "number", "run_id", "state", "epochs", "config", "metrics"}
+    assert len(study.best(2)) == 2
+
+
+@pytest.mark.parametrize("k", [0, 1, 3, 99])
+def test_best_is_the_same_however_few_are_fetched_at_a_time(study: Study, monkeypatch: pytest.MonkeyPatch, k: int) -> None:
+    at_once = study.best(k)
+    monkeypatch.setattr("raystudy.tracking.store._SMALL_PAGE", 2)
+    assert study.best(k) == at_once
+    assert len(at_once) == min(k, 8)
+
+
+def test_of_equal_trials_the_earlier_one_is_better(uri: str, home: Path) -> None:
+    clock = Clock()
+    events = [with_equal_metrics(event) for number in range(3) for event in trial_events(clock, number, epochs=1)]
+    feed(StudyPaths(home / "e"), uri, [started(clock, spec_dict(name="equal")), *events])
+    assert [trial.number for trial in open_study("equal", uri).best(3)] == [0, 1, 2]
+
+
+def with_equal_metrics(event: Event) -> Event:
+    if isinstance(event, Reported):
+        return Reported(event.time, event.trial_id, event.epoch, metrics_of(0, 1), event.node)
+    return event
+
+
+@pytest.mark.parametrize(
+    ("where", "meets"),
+    [
+        ({"data_fraction": 0.25}, lambda config: config["data_fraction"] == 0.25),
+        ({"data_fraction": 1, "optimizer": "sgd"}, lambda config: config["data_fraction"] == 1 and "momentum" in config),
+        ({"pretrained": True}, lambda config: config["pretrained"]),
+        ("data_fraction=0.25", lambda config: config["data_fraction"] == 0.25),
+        ("learning_rate<0.01, optimizer = sgd", lambda c: c["learning_rate"] < 0.01 and c["optimizer"] == "sgd"),
+        ("momentum > 0.8", lambda config: config.get("momentum", 0) > 0.8),
+        ("frozen_depth>=5 and pretrained=true", lambda c: c["frozen_depth"] >= 5 and c["pretrained"]),
+        ("optimizer!='sgd'", lambda config: config["optimizer"] != "sgd"),
+        ("number<=3", lambda config: config in [config_of(number) for number in range(4)]),
+    ],
+)
+def test_where_keeps_the_trials_that_meet_it(
+    study: Study, record: StudyRecord, where: Mapping[str, Scalar] | str, meets: Callable[[Config], bool]
+) -> None:
+    expected = [trial.trial_id for trial in record.ranking("val_accuracy", "max") if meets(trial.config)]
+    assert expected
+    assert [trial.trial_id for trial in study.best(100, where=where)] == expected
+
+
+def test_where_compares_metrics_at_the_best_epoch_and_states(study: Study) -> None:
+    everything = study.best(100)
+    good = study.best(100, where="val_accuracy > 0.6")
+    assert good == [trial for trial in everything if trial.metrics["val_accuracy"] > 0.6]
+    assert {trial.state for trial in study.best(100, where="state=pruned")} == {TrialState.PRUNED}
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("learnin_rate<1", r"where: learnin_rate: is neither .*did you mean learning_rate\?"),
+        ("lr<1", r"where: lr: .*did you mean learning_rate\?"),
+        ("batch_size=64", "where: batch_size: does not vary in this study"),
+        ("momentum=abc", "where: momentum: got 'abc'; expected a number"),
+        ("optimizer<sgd", "where: optimizer: has no order, got <; expected = or !="),
+        ("pretrained=maybe", "where: pretrained: got 'maybe'; expected true or false"),
+        ("state=done", "where: state: got 'done'; expected one of running, completed"),
+        ("learning_rate", "where: got 'learning_rate'; expected NAME=VALUE"),
+        ("", "where: got ''; expected NAME=VALUE"),
+        ({"depth": 3}, r"where: depth: .*did you mean frozen_depth\?"),
+        ({"data_fraction": "half"}, "where: data_fraction: got 'half'; expected a number"),
+    ],
+)
+def test_a_wrong_where_says_what_is_meant(study: Study, where: Mapping[str, Scalar] | str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        study.best(where=where)
+
+
+def test_every_problem_of_a_where_is_reported() -> None:
+    with pytest.raises(InputError) as caught:
+        parse_where("a=1, momentum=x, what", ["momentum"], [])
+    assert len(caught.value.problems) == 3
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False), st.sampled_from(["=", "<=", ">="]))
+def test_the_printed_value_of_a_factor_finds_its_trial(value: float, sign: str) -> None:
+    trial = TrialRow("t0000", 0, "completed", "", 1, "", 0, None, "", {"learning_rate": value})
+    assert parse_where(f"learning_rate{sign}{value}", ["learning_rate"], [])(trial)
+
+
+def test_status_counts_trials_and_names_the_best(study: Study, record: StudyRecord) -> None:
+    status = study.status()
+    assert status.trials == record.counts()
+    assert (status.state, status.budget_trials, status.mode) == (StudyState.COMPLETED, 6, "max")
+    assert status.best == study.best()[0]
+    assert status.ended is not None
+    assert status.ended.timestamp() == pytest.approx(record.ended, abs=1e-3)
+    assert status.to_dict()["trials"] == record.counts()
+
+
+def test_all_studies_are_listed(record: StudyRecord, uri: str) -> None:
+    rows = {row.name: row for row in list_studies(uri)}
+    assert {"digits", "running"} <= set(rows)
+    best = record.ranking("val_accuracy", "max")[0]
+    assert rows["digits"].best == best.best_value("val_accuracy", "max")
+    assert rows["digits"].to_dict()["state"] == "completed"
+
+
+@pytest.mark.usefixtures("record")
+def test_an_unknown_study_names_the_near_miss(uri: str) -> None:
+    with pytest.raises(NotFoundError, match=r"there is no study 'digit' at .*did you mean digits\?"):
+        open_study("digit", uri)
+
+
+def test_a_local_store_that_is_not_there_is_not_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAYSTUDY_HOME", str(tmp_path / "nothing"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert list_studies() == []
+    with pytest.raises(NotFoundError, match="there are no studies yet"):
+        open_study("digits")
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_a_server_that_is_down_is_one_clear_line() -> None:
+    with pytest.raises(UnreachableError, match=r"^the tracking server at http://127.0.0.1:\d+ does not answer .*running\?$"):
+        open_study("digits", f"http://127.0.0.1:{free_port()}")
+
+
+def test_a_trial_whose_model_was_not_kept_says_so(study: Study) -> None:
+    with pytest.raises(NotFoundError, match="only the best keep_models trials"):
+        study.best()[0].load_model()
+
+
+def test_an_unknown_trial_names_those_there_are(study: Study) -> None:
+    with pytest.raises(NotFoundError, match="no trial 't9'; they are called t0000 to t0011"):
+        study.trial("t9")
+    assert study.trial("t0004").state is TrialState.FAILED
+
+
+# Models, without MLflow
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> KeptModel:
+    folder = tmp_path_factory.mktemp("checkpoints")
+    config: dict[str, Scalar] = {"learning_rate": 0.01, "batch_size": 8}
+    for _ in tiny_run(folder, config, epochs=2).epochs():
+        pass
+    spec = StudySpec.from_dict(
+        spec_dict(data={"source": "sklearn:digits", "image_size": 8}, factors={"learning_rate": {"uniform": [0.001, 0.1]}})
+    )
+    trial = TrialRecord("t0", 0, config, started=0.0)
+    return load_kept(spec, trial, list(tiny_data().class_names), folder, backbone=build_tiny_backbone)
+
+
+def test_a_kept_model_is_rebuilt_exactly_from_its_files(kept: KeptModel, tmp_path: Path) -> None:
+    write_model(kept, tmp_path)
+    again = read_model(tmp_path, backbone=build_tiny_backbone)
+    images = torch.rand(5, 3, 8, 8) * 255
+    torch.testing.assert_close(again.classifier(images), kept.classifier(images))
+    assert again.card == kept.card
+    assert kept.class_names == list(tiny_data().class_names)
+    assert not again.classifier.training
+
+
+def test_weights_of_another_model_are_refused(kept: KeptModel, tmp_path: Path) -> None:
+    write_model(kept, tmp_path)
+    card = tmp_path / names.MODEL_CARD
+    card.write_text(card.read_text().replace('"class 2"', '"class 2", "class 3"'))
+    with pytest.raises(InputError, match=r"head\.weight"):
+        read_model(tmp_path, backbone=build_tiny_backbone)
+
+
+# Models in MLflow, and a real server
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("remote", [False, True])
+def test_the_best_model_can_be_loaded_from_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str, remote: bool
+) -> None:
+    import mlflow
+
+    from raystudy.finetune.trainer import FineTuneTrainer, open_data
+    from raystudy.records import StudyEnded, StudyStarted, Ticket, TrialEnded
+
+    monkeypatch.setenv("RAYSTUDY_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("RAYSTUDY_CACHE", str(tmp_path / "cache"))
+    server = Server(tmp_path)
+    if remote:
+        server.start()
+        uri = server.uri
+    name = f"models-{remote}"
+    spec = StudySpec.from_dict(spec_dict(name=name, budget={"trials": 2, "epochs": 1}, keep_models=2))
+    files, clock = StudyPaths.of(name), Clock()
+    data = open_data(spec, tmp_path / "cache")
+    events: list[Event] = [
+        StudyStarted(clock(), name, spec.to_dict(), spec.fingerprint, "0.1.0", {"classes": list(data.class_names)})
+    ]
+    for number in range(2):
+        config = {**config_of(number), "frozen_depth": 17, "learning_rate": 0.01}
+        events.append(TrialStarted(clock(), f"t{number:04d}", number, config))
+        trainer = FineTuneTrainer(spec, files.all_checkpoints, tmp_path / "cache", device="cpu")
+        trial = trainer.open(Ticket(f"t{number:04d}", number, spec.full_config(config)))
+        (row,) = trial.epochs()
+        events.append(Reported(clock(), f"t{number:04d}", 1, {k: v for k, v in row.items() if k != "epoch"}, "n"))
+        events.append(TrialEnded(clock(), f"t{number:04d}", TrialState.COMPLETED, ""))
+        trial.close()
+    try:
+        feed(files, uri, [*events, StudyEnded(clock(), StudyState.COMPLETED, "")])
+        feed(files, uri)  # a second writer logs nothing twice
+        study = open_study(name, uri)
+        reader = reader_of(uri, name)
+        assert len(reader.store.client.search_logged_models([reader.experiment_id])) == 2
+        assert len(reader.store.client.search_model_versions(f"name = '{name}'")) == 1
+        images = torch.rand(5, 3, 32, 32) * 255
+        best, second = study.best(2)
+        logits = best.load_model()(images)
+        assert second.load_model()(images).shape == logits.shape == (5, 10)
+        mlflow.set_tracking_uri(uri)
+        exported = mlflow.pytorch.load_model(f"models:/{name}@best")
+        torch.testing.assert_close(exported(images), logits)
+        served = mlflow.pyfunc.load_model(f"models:/{name}@best")
+        assert served.metadata.metadata["classes"] == list(data.class_names)
+        assert served.predict(images.numpy()).shape == (5, 10)
+        written = study.export(tmp_path / "exported", trial_id=second.trial_id)
+        assert {"model.safetensors", "model.pt2", "model.json", "predict.py"} <= set(written.files)
+        assert reader.store.download(best.run_id, names.PER_CLASS_FILE, tmp_path).exists()
+    finally:
+        server.kill()
+        mlflow.set_tracking_uri("")
+
+
+def test_asking_imports_nothing_heavy_before_a_study_is_opened() -> None:
+    import subprocess
+
+    code = "import sys, raystudy.query; sys.exit(bool({'mlflow', 'torch', 'ray', 'pandas'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
