@@ -68,9 +68,10 @@ def run_raystudy(trials: int, slots: int) -> float:
     from raystudy.spec import StudySpec
     from raystudy.tracking.journal import read_journal
 
+    name = f"overhead-{os.getpid()}"
     spec = StudySpec.from_dict(
         {
-            "name": "overhead",
+            "name": name,
             "data": {"source": "sklearn:digits"},
             "backbone": "efficientnet_lite0",
             "factors": SPACE,
@@ -83,7 +84,7 @@ def run_raystudy(trials: int, slots: int) -> float:
     outcome = run(spec, Setting(trainer=NoOpTrainer()))
     assert outcome.trials == {"completed": trials}, outcome
     assert outcome.recorded
-    events = [event for event in read_journal(StudyPaths.of("overhead").journal) if event.kind != "study_started"]
+    events = [event for event in read_journal(StudyPaths.of(name).journal) if event.kind != "study_started"]
     return events[-1].time - events[0].time
 
 
@@ -141,15 +142,14 @@ def run_plain(trials: int, slots: int) -> float:
     return took
 
 
-def measure(way: str, trials: int, slots: int) -> tuple[float, float]:
+def measure(way: str, trials: int, slots: int, folder: str) -> tuple[float, float]:
     """Run one way in a fresh process; return (wall seconds of the process, seconds of the trials)."""
-    with tempfile.TemporaryDirectory() as folder:
-        environment = {**os.environ, "RAYSTUDY_HOME": f"{folder}/home", "PLAIN_STORAGE": f"{folder}/plain"}
-        environment.pop("MLFLOW_TRACKING_URI", None)
-        command = [sys.executable, __file__, "--way", way, "--trials", str(trials), "--slots", str(slots)]
-        started = time.perf_counter()
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        wall = time.perf_counter() - started
+    environment = {**os.environ, "RAYSTUDY_HOME": f"{folder}/home", "PLAIN_STORAGE": f"{folder}/plain"}
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    command = [sys.executable, __file__, "--way", way, "--trials", str(trials), "--slots", str(slots)]
+    started = time.perf_counter()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    wall = time.perf_counter() - started
     if done.returncode:
         raise SystemExit(f"{way} failed:\n{done.stderr[-3000:]}")
     return wall, json.loads(done.stdout.splitlines()[-1])["trials_s"]
@@ -159,16 +159,20 @@ def compare(trials: int, pairs: int, slots: int) -> float:
     """Measure in alternation, print every figure, and return the median ratio of whole processes."""
     print(f"{trials} no-op trials, {slots} slots, {pairs} pairs, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     ratios, inner = [], []
-    for pair in range(1, pairs + 1):
-        plain, plain_trials = measure("plain", trials, slots)
-        ours, our_trials = measure("raystudy", trials, slots)
-        ratios.append(ours / plain)
-        inner.append(our_trials / plain_trials)
-        print(
-            f"pair {pair}: plain Tune {plain:6.2f} s (trials {plain_trials:6.2f} s)   "
-            f"raystudy {ours:6.2f} s (trials {our_trials:6.2f} s)   ratio {ratios[-1]:.2f} (trials {inner[-1]:.2f})",
-            flush=True,
-        )
+    with tempfile.TemporaryDirectory() as folder:
+        for pair in range(pairs + 1):
+            plain, plain_trials = measure("plain", trials, slots, folder)
+            ours, our_trials = measure("raystudy", trials, slots, folder)
+            # The first pair fills the file cache and creates the local MLflow database, once per machine; it does not count.
+            if pair:
+                ratios.append(ours / plain)
+                inner.append(our_trials / plain_trials)
+            print(
+                f"{f'pair {pair}' if pair else 'warm-up'}: plain Tune {plain:6.2f} s (trials {plain_trials:6.2f} s)   "
+                f"raystudy {ours:6.2f} s (trials {our_trials:6.2f} s)   "
+                f"ratio {ours / plain:.2f} (trials {our_trials / plain_trials:.2f})",
+                flush=True,
+            )
     print(
         f"ratio of wall times: median {statistics.median(ratios):.2f}, from {min(ratios):.2f} to {max(ratios):.2f}; "
         f"of the trials alone: median {statistics.median(inner):.2f}"

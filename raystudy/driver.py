@@ -9,15 +9,15 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from raystudy import __version__, paths
-from raystudy.errors import InputError, Problem, RaystudyError, SpecError, StudyBusyError
+from raystudy.errors import InputError, Problem, SpecError, StudyBusyError
 from raystudy.host import calling_card, exclusive, existing, ray_session, stopping_on_signals
 from raystudy.paths import StudyPaths
 from raystudy.preflight import space_of
@@ -186,13 +186,19 @@ def _drive(
 ) -> Outcome:
     """Run the trials that are left, and bring MLflow up to the journal; without an `opening` event only the latter."""
     space = space_of(spec)
+    uses_ray = not setting.inline and opening is not None
     with ExitStack() as stack:
+        journal = stack.enter_context(Journal(files.journal))
         feeder = Feeder.start(files, _address(spec, setting))
         stack.callback(feeder.finish, 1.0)
-        # Ray and the MLflow writer start side by side; the writer creates nothing before the journal begins.
-        with nullcontext() if setting.inline or opening is None else ray_session(spec):
-            journal = stack.enter_context(Journal(files.journal))
-            ready = _await_store(feeder, journal, opening)
+        with ExitStack() as ray, _opened(journal, opening):
+            # Ray and the MLflow writer start side by side.
+            if uses_ray:
+                ray.enter_context(ray_session(spec))
+                import raystudy.search.tune  # noqa: F401  a second of imports, while the writer is busy with its own
+            ready = feeder.wait_ready(READY_TIMEOUT_S)
+            ray = ray.pop_all()
+        with ray:
             history = [*history, opening] if opening else history
             observers: list[Observer] = [lambda _: feeder.notify(), _CheckpointKeeper(spec, files, history), watcher]
             director = Director(spec, space, append=journal.append, history=history, observers=observers)
@@ -204,23 +210,30 @@ def _drive(
                     watcher.end()
             watcher.say("Recording models and results in MLflow")
             feeder.close()  # it wraps up while Ray shuts down
-        recorded = feeder.finish(DRAIN_TIMEOUT_S)
+        try:
+            recorded = feeder.finish(DRAIN_TIMEOUT_S)
+        except KeyboardInterrupt:  # the study is over, and the writer goes on by itself
+            recorded = False
         return _outcome(director, ready, recorded)
 
 
-def _await_store(feeder: Feeder, journal: Journal, opening: StudyStarted | StudyResumed | None) -> Ready:
-    """Write the driver's first event, and wait until the tracking store can be used; if it cannot, leave no trace."""
-    if not isinstance(opening, StudyStarted):
-        ready = feeder.wait_ready(READY_TIMEOUT_S)
-        if opening:
-            journal.append(opening)
-        return ready
-    journal.append(opening)  # what the writer waits for
+@contextmanager
+def _opened(journal: Journal, opening: StudyStarted | StudyResumed | None) -> Iterator[None]:
+    """Write the driver's first event; a study that cannot start after all leaves no trace.
+
+    A new study is in the journal from the beginning, because the MLflow writer waits for that. A resumed one is noted only when
+    everything it needs has come up.
+    """
+    if isinstance(opening, StudyStarted):
+        journal.append(opening)
     try:
-        return feeder.wait_ready(READY_TIMEOUT_S)
-    except RaystudyError:
-        journal.path.unlink()
+        yield
+    except BaseException:
+        if isinstance(opening, StudyStarted):
+            journal.path.unlink()
         raise
+    if isinstance(opening, StudyResumed):
+        journal.append(opening)
 
 
 def _has_work(spec: StudySpec, record: StudyRecord) -> bool:

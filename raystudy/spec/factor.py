@@ -110,7 +110,7 @@ class Factor(BaseModel):
             yield "step", f"goes with int and uniform, not with {form}"
         elif not 0 < self.step < math.inf or (form == "int" and not isinstance(self.step, int)):
             yield "step", f"got {self.step}, expected a {'whole ' if form == 'int' else ''}number above 0"
-        elif high == PROBE_DEPTH or not -math.inf < low < high < math.inf:
+        elif PROBE_DEPTH in (low, high) or not -math.inf < low < high < math.inf:
             return  # nothing to compare with: open, or at fault already
         elif _decimal(self.step) > _decimal(high) - _decimal(low):
             yield "step", f"got {self.step}, which is more than the whole range [{low}, {high}]"

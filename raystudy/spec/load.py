@@ -130,4 +130,6 @@ def _kind(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     # Of mappings and lists not what they hold: aliases let a few lines stand for more than memory does.
-    return {dict: "a mapping", list: "a list"}.get(type(value)) or shown(value)
+    if isinstance(value, Mapping):
+        return "a mapping"
+    return "a list" if isinstance(value, list) else shown(value)

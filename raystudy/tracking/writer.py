@@ -206,7 +206,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     answer = _own_stdout()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    os.nice(_NICENESS)
     own_process()
     paths = StudyPaths(options.root)
     patience = float(os.environ.get(PATIENCE_VARIABLE, _PATIENCE_S))
@@ -229,6 +228,7 @@ def _serve(writer: Writer, paths: StudyPaths, options: argparse.Namespace, answe
         with FileLock(paths.writer_lock):
             ids = writer.persist(writer.connect, limit=math.inf if options.patient else _FIRST_PATIENCE_S)
             answer({"ready": True, **ids})
+            os.nice(_NICENESS)  # only now: until it is ready, the driver waits for it
             return 0 if writer.run() else 1
     except GaveUp:
         raise

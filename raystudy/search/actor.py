@@ -1,0 +1,57 @@
+"""The process that trains trials on Ray.
+
+Kept apart from the driver's side, because every worker process imports this module before its first trial: it needs neither
+Optuna nor the director.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+
+from raystudy.records import Ticket, Trainer
+from raystudy.search.worker import Worker
+
+
+class TrialActor(tune.Trainable):
+    """The process that trains: kept from trial to trial, so that imports and CUDA contexts are paid for once."""
+
+    def setup(self, config: dict[str, Any], *, trainer: Trainer, logs: Path | None) -> None:
+        """Start the first trial."""
+        # What the imports have made stays: collecting after a trial then looks at its own objects only (0.26 s a trial).
+        gc.freeze()
+        self._worker = Worker(trainer, logs=logs)
+        self._worker.start(_ticket(config))
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Start the next trial; nothing of the last one is left."""
+        self._worker.start(_ticket(new_config))
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Train for one epoch."""
+        step = self._worker.step()
+        return {
+            "metrics": dict(step.metrics) if step.metrics is not None else None,
+            "state": step.state and step.state.value,
+            "reason": step.reason,
+            "node": self._worker.node,
+        }
+
+    def cleanup(self) -> None:
+        """Free what the trial holds."""
+        self._worker.close()
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Save nothing: a trial checkpoints itself, before it reports."""
+
+    def load_checkpoint(self, checkpoint: object) -> None:
+        """Load nothing: a trial finds its own last checkpoint."""
+
+
+def _ticket(config: Mapping[str, Any]) -> Ticket:
+    return Ticket(config["trial_id"], config["number"], config["hyperparameters"])

@@ -1,0 +1,462 @@
+from __future__ import annotations
+
+import dataclasses
+import io
+import itertools
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+from tiny import build_tiny_backbone, tiny_data
+
+from raystudy.data import PreparedData
+from raystudy.data.prepared import BadImage
+from raystudy.finetune.backbone import BackboneInfo
+from raystudy.finetune.probe import BackboneSpeed, Probe
+from raystudy.plan import Plan, make_plan, plan_to_dict, render_plan
+from raystudy.plan.cost import local_concurrency
+from raystudy.plan.forecast import cell_shares, count_grid, expected_trials, forecast
+from raystudy.space import Space
+from raystudy.spec import StudySpec
+
+N_UNITS = 4
+LEARNING_RATE = {"learning_rate": {"log_uniform": [1e-4, 1e-1]}}
+DIGITS = {"source": "sklearn:digits", "image_size": 8}
+
+
+def study(factors: Mapping[str, Any] | None = None, **sections: Any) -> tuple[StudySpec, Space]:
+    """Return a study over the tiny backbone's four units, by default without early stopping."""
+    defaults: dict[str, Any] = {"backbone": "resnet18", "early_stopping": "none", "data": DIGITS}
+    spec = StudySpec.from_dict({"name": "s", "factors": factors or LEARNING_RATE, **defaults, **sections})
+    return spec, Space.of(spec, n_units=N_UNITS)
+
+
+def tiny_info() -> BackboneInfo:
+    return build_tiny_backbone().info
+
+
+def plan_of(
+    factors: Mapping[str, Any] | None = None, *, data: PreparedData | None = None, probe: Probe | None = None, **sections: Any
+) -> Plan:
+    spec, space = study(factors, **sections)
+    infos = [dataclasses.replace(tiny_info(), name=name) for name in spec.backbones]
+    return make_plan(spec, space, data or tiny_data(n_validation=120), probe=probe, backbones=infos, cores=4)
+
+
+def made_probe(*, gpus: int = 0, names: tuple[str, ...] = ("resnet18",)) -> Probe:
+    speed = BackboneSpeed(N_UNITS, (0, 2, 4), (4.0, 2.0, 1.0), (1.0, 1.0, 0.0), 10.0, 3.0, 10)
+    return Probe(dict.fromkeys(names, speed), 10, 8, "CPU, 1 thread a trial", gpus, "float32", 5.0)
+
+
+def text_of(plan: Plan, width: int = 100) -> str:
+    console = Console(width=width, file=io.StringIO(), color_system=None)
+    console.print(render_plan(plan))
+    return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
+
+
+# The forecast
+
+
+def asha(**settings: Any) -> dict[str, Any]:
+    return {"scheduler": "asha", "grace": 1, "reduction": 3, "keep": 0, **settings}
+
+
+def outlook(factors: Mapping[str, Any] | None = None, *, trials: int, epochs: int, **stopping: Any) -> Any:
+    spec, space = study(factors, early_stopping=asha(**stopping), budget={"trials": trials, "epochs": epochs})
+    return forecast(spec, cell_shares(spec, space, trials), trials)
+
+
+def test_without_stopping_every_trial_trains_for_the_whole_budget() -> None:
+    plan = plan_of(budget={"trials": 10_000, "epochs": 27})
+    assert plan.stopping is None
+    assert plan.forecast.epochs == plan.epochs_without_stopping == 270_000
+    assert plan.forecast.epochs_range == (270_000, 270_000)
+    assert plan.forecast.completed == plan.trials == 10_000
+
+
+@pytest.mark.parametrize(
+    ("trials", "epochs", "stopping"),
+    [
+        (50, 1, {}),  # no rung below the budget
+        (50, 27, {"keep": 1}),  # everything that would stop is kept
+        (1, 27, {}),  # nothing to compare with
+    ],
+)
+def test_trials_that_are_never_stopped_train_for_the_whole_budget(trials: int, epochs: int, stopping: dict[str, Any]) -> None:
+    result = outlook(trials=trials, epochs=epochs, **stopping)
+    assert result.epochs == trials * epochs
+    assert result.completed == trials
+
+
+def test_a_trial_alone_in_its_cell_is_never_stopped() -> None:
+    # 2,000 cells for 3 trials: that two of them meet is improbable, and the seed is fixed.
+    factors = {"batch_size": {"int": [1, 2000]}}
+    result = outlook(factors, trials=3, epochs=27, within=["batch_size"])
+    assert result.epochs == 3 * 27
+
+
+@pytest.mark.parametrize(("trials", "reduction", "keep"), [(60, 3, 0.0), (60, 2, 0.0), (60, 3, 0.3), (300, 4, 0.05)])
+def test_one_rung_agrees_with_the_closed_form(trials: int, reduction: int, keep: float) -> None:
+    # The m-th value of exchangeable ones has any rank from 1 to m with equal probability, whatever came before.
+    goes_on = [max(1, m // reduction) / m for m in range(1, trials + 1)]
+    reach = sum(p + (1 - p) * keep for p in goes_on)
+    result = outlook(trials=trials, epochs=2, reduction=reduction, keep=keep)
+    assert result.arrivals == (trials,)
+    spread = np.sqrt(sum(p * (1 - p) for p in goes_on) / 12)
+    assert result.completed == pytest.approx(reach, abs=4 * spread + 0.01 * trials)
+    assert result.epochs == pytest.approx(trials + result.completed)
+    assert result.hold_outs == pytest.approx(keep * sum(1 - p for p in goes_on), abs=4 * spread + 0.01 * trials)
+
+
+def test_of_two_trials_the_second_goes_on_every_other_time() -> None:
+    assert outlook(trials=2, epochs=27).completed == pytest.approx(1.5, abs=0.3)
+
+
+@pytest.mark.parametrize("trials", [800, 100_000])
+def test_one_large_cell_spends_at_each_rung_the_share_that_successive_halving_promises(trials: int) -> None:
+    # 1 + 2/3 + 6/9 + 18/27 epochs a trial; rungs that are not yet filled let a few more through.
+    result = outlook(trials=trials, epochs=27)
+    assert result.epochs == pytest.approx(3 * trials, rel=0.12)
+    assert result.arrivals == pytest.approx([trials, trials / 3, trials / 9], rel=0.12)
+    low, high = result.epochs_range
+    assert low < result.epochs < high
+
+
+def test_the_extrapolation_to_many_trials_agrees_with_playing_them_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = outlook(trials=400, epochs=9)
+    monkeypatch.setattr("raystudy.plan.forecast._MOST_SIMULATED", 150)
+    assert outlook(trials=400, epochs=9).epochs == pytest.approx(whole.epochs, rel=0.05)
+
+
+def test_the_same_study_gives_the_same_forecast() -> None:
+    assert outlook(trials=40, epochs=9, keep=0.1) == outlook(trials=40, epochs=9, keep=0.1)
+
+
+def test_more_cells_stop_fewer_trials() -> None:
+    factors = {"batch_size": {"int": [1, 10]}, **LEARNING_RATE}
+    one = outlook(factors, trials=40, epochs=27)
+    ten = outlook(factors, trials=40, epochs=27, within=["batch_size"])
+    assert ten.epochs > one.epochs
+
+
+# Cells and grids
+
+
+def test_cells_have_the_shares_of_the_declared_distribution() -> None:
+    factors = {
+        "optimizer": {"choice": ["sgd", "adamw"]},
+        "schedule": {"choice": ["constant", "cosine", "step"], "when": {"optimizer": "sgd"}},
+        **LEARNING_RATE,
+    }
+    spec, space = study(factors, early_stopping=asha(within=["schedule"]))
+    shares = cell_shares(spec, space, 30)
+    assert shares == pytest.approx({(None,): 1 / 2, ("constant",): 1 / 6, ("cosine",): 1 / 6, ("step",): 1 / 6})
+
+
+def test_cells_are_by_default_those_of_data_fraction_and_backbone() -> None:
+    factors = {"data_fraction": {"choice": [0.1, 0.5, 1.0]}, **LEARNING_RATE}
+    stopping = plan_of(factors, backbone=["resnet18", "resnet34"], early_stopping=asha(), budget={"trials": 30}).stopping
+    assert stopping is not None
+    assert stopping.cells == 6
+    assert stopping.trials_per_cell == pytest.approx((5, 5))
+
+
+def test_more_cells_than_can_be_listed_are_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raystudy.plan.forecast._MOST_CONFIGURATIONS", 500)
+    factors = {"batch_size": {"int": [1, 5000]}, "resolution": {"int": [8, 2008]}}
+    spec, space = study(factors, early_stopping=asha(within=["batch_size", "resolution"]))
+    shares = cell_shares(spec, space, 100)
+    assert len(shares) > 490
+    assert sum(shares.values()) == pytest.approx(1)
+
+
+def test_no_cell_factors_are_one_cell() -> None:
+    spec, space = study(early_stopping=asha())
+    assert cell_shares(spec, space, 10) == {(): 1}
+
+
+NAMES = ("momentum", "weight_decay", "dropout", "mixup", "label_smoothing")
+
+
+@st.composite
+def grids(draw: st.DrawFn) -> dict[str, Any]:
+    factors: dict[str, Any] = {}
+    for index, name in enumerate(NAMES[: draw(st.integers(1, 5))]):
+        values = [0.1 * (k + 1) for k in range(draw(st.integers(1, 4)))]
+        factors[name] = {"choice": values}
+        if index and draw(st.booleans()):
+            parent = draw(st.sampled_from(NAMES[:index]))
+            factors[name]["when"] = {parent: draw(st.sampled_from(factors[parent]["choice"]))}
+    return factors
+
+
+@settings(max_examples=60, deadline=None)
+@given(grids())
+def test_the_grid_is_counted_as_it_is_enumerated(factors: dict[str, Any]) -> None:
+    _, space = study(factors, search={"sampler": "grid"})
+    assert count_grid(space) == sum(1 for _ in space.grid())
+
+
+def test_a_huge_grid_is_counted_at_once() -> None:
+    factors = {"batch_size": {"int": [1, 60_000]}, "resolution": {"int": [1, 2000]}, "frozen_depth": {"int": [0, "max"]}}
+    _, space = study(factors, search={"sampler": "grid"})
+    assert count_grid(space) == 60_000 * 2000 * (N_UNITS + 1)
+
+
+def test_a_condition_on_a_huge_range_is_counted_at_once() -> None:
+    factors = {"seed": {"int": [0, 2**31 - 1]}, "optimizer": {"choice": ["sgd", "adamw"], "when": {"seed": [5, 7]}}}
+    _, space = study(factors, search={"sampler": "grid"})
+    assert count_grid(space) == 2**31 + 2
+
+
+def test_a_grid_ends_a_study_after_its_start_points_and_its_last_point() -> None:
+    spec, space = study(
+        {"optimizer": {"choice": ["sgd", "adamw"]}},
+        search={"sampler": "grid", "points": [{"optimizer": "sgd"}]},
+        budget={"trials": 10},
+    )
+    assert expected_trials(spec, count_grid(space)) == 3
+
+
+# The plan
+
+
+def test_each_depth_says_what_it_freezes_and_what_is_left_to_train() -> None:
+    (backbone,) = plan_of(data=tiny_data(n_classes=3)).backbones
+    info = tiny_info()
+    total = sum(info.unit_parameters)
+    assert backbone.parameters == total
+    assert backbone.head_parameters == (info.n_features + 1) * 3
+    assert [row.unit for row in backbone.depths] == ["", *info.unit_names]
+    assert [row.frozen for row in backbone.depths] == [0, *itertools.accumulate(info.unit_parameters)]
+    assert all(row.frozen + row.trained == total + backbone.head_parameters for row in backbone.depths)
+    assert backbone.depths[-1].frozen_share == 1
+
+
+@pytest.mark.parametrize(
+    ("sections", "depths"),
+    [
+        ({}, {0}),
+        ({"fixed": {"frozen_depth": "max"}}, {4}),
+        ({"factors": {"frozen_depth": {"int": [1, "max"]}}}, {1, 2, 3, 4}),
+        ({"factors": {"frozen_depth": {"choice": [0, "max"]}}}, {0, 4}),
+    ],
+)
+def test_the_depths_of_the_study_are_marked(sections: dict[str, Any], depths: set[int]) -> None:
+    (backbone,) = plan_of(**sections).backbones
+    assert {row.depth for row in backbone.depths if row.in_study} == depths
+
+
+def test_factors_are_described_in_words() -> None:
+    factors = {
+        "learning_rate": {"log_uniform": [1e-4, 0.1]},
+        "frozen_depth": {"int": [0, "max"]},
+        "momentum": {"uniform": [0.8, 0.9], "step": 0.05, "when": {"optimizer": ["sgd"]}},
+        "optimizer": {"choice": ["sgd", "adamw"], "role": "scientific"},
+        "batch_size": {"log_int": [8, 256]},
+    }
+    described = {factor.name: (factor.values, factor.role, factor.condition) for factor in plan_of(factors).factors}
+    assert described == {
+        "learning_rate": ("0.0001 to 0.1, uniform on the logarithm", "nuisance", ""),
+        "frozen_depth": ("0 to 4, whole numbers", "scientific", ""),
+        "optimizer": ("one of sgd, adamw", "scientific", ""),
+        "momentum": ("0.8 to 0.9, uniform, in steps of 0.05", "nuisance", "optimizer is sgd"),
+        "batch_size": ("8 to 256, whole numbers, uniform on the logarithm", "nuisance", ""),
+    }
+
+
+def test_steps_of_an_epoch_count_the_full_split_unless_the_unit_is_the_subset() -> None:
+    factors = {"batch_size": {"choice": [5, 10]}, "data_fraction": {"choice": [0.5, 1.0]}}
+    data = tiny_data(n_train=30, n_validation=120)
+    assert plan_of(factors, data=data).steps_per_epoch == (3, 6)
+    assert plan_of(factors, data=data, budget={"unit": "subset_epoch"}).steps_per_epoch == (2, 6)
+
+
+def test_the_plan_is_plain_data_for_json() -> None:
+    plan = plan_of(early_stopping=asha(), probe=made_probe())
+    content = json.loads(json.dumps(plan_to_dict(plan), allow_nan=False))
+    assert content["trials"] == plan.trials
+    assert content["backbones"][0]["depths"][4]["unit"] == "pool"
+
+
+def test_planning_imports_neither_torch_nor_ray_nor_mlflow_nor_rich() -> None:
+    code = "import sys, raystudy.plan; print({'torch', 'ray', 'mlflow', 'rich'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "set()"
+
+
+# Time
+
+
+def test_the_wall_time_follows_from_the_probe() -> None:
+    # 30 images in steps of 10 of 4 s, 120 validation images at 10 a second, 1 s for the checkpoint: 25 s an epoch.
+    plan = plan_of(fixed={"batch_size": 10}, budget={"trials": 8, "epochs": 2}, resources={"cpu": 2}, probe=made_probe())
+    assert plan.time is not None
+    assert plan.time.epoch_seconds == pytest.approx(25)
+    assert plan.time.concurrent == 2  # of 4 cores
+    assert plan.time.seconds == pytest.approx((16 * 25 + 8 * 3) / 2)
+
+
+def test_frozen_trials_and_fewer_pixels_are_cheaper() -> None:
+    def seconds(**fixed: Any) -> float:
+        time = plan_of(fixed={"batch_size": 10, **fixed}, probe=made_probe()).time
+        assert time is not None
+        return time.epoch_seconds
+
+    assert seconds(frozen_depth="max") == pytest.approx(3 + 12)
+    assert seconds(frozen_depth=1) == pytest.approx(9 + 12 + 1)
+    assert seconds(resolution=4) == pytest.approx((12 + 12) / 4 + 1)
+    assert seconds(strategy="lp_ft", lp_share=0.5) == pytest.approx((12 + 3) / 2 + 12 + 1)
+
+
+def test_the_study_takes_at_least_as_long_as_one_whole_trial() -> None:
+    plan = plan_of(fixed={"batch_size": 10}, budget={"trials": 2, "epochs": 9}, probe=made_probe())
+    assert plan.time is not None
+    assert plan.time.seconds == pytest.approx(9 * 25 + 3)
+
+
+@pytest.mark.parametrize(
+    ("resources", "gpus", "concurrent"),
+    [
+        ({"cpu": 1}, 0, 8),
+        ({"cpu": 3}, 0, 2),
+        ({"cpu": 16}, 0, 1),
+        ({"concurrent": 2}, 0, 2),
+        ({"concurrent": 100}, 0, 8),
+        ({"cpu": 1}, 2, 2),
+        ({"gpu": 0.25}, 2, 2),  # sharing a GPU is sharing its speed
+        ({"gpu": 2}, 4, 2),
+        ({"gpu": 0}, 2, 8),
+    ],
+)
+def test_as_many_trials_run_as_fit(resources: dict[str, Any], gpus: int, concurrent: int) -> None:
+    spec, _ = study(resources=resources)
+    assert local_concurrency(spec, made_probe(gpus=gpus), cores=8) == concurrent
+
+
+# Warnings
+
+CLEAN: dict[str, Any] = {"budget": {"trials": 40, "epochs": 9}, "early_stopping": asha(), "fixed": {"batch_size": 10}}
+
+DOUBTS: list[tuple[str, dict[str, Any]]] = [
+    ("no rung below budget.epochs = 1", {"budget": {"trials": 40, "epochs": 1}}),
+    ("all 16 trials are random", {"budget": {"trials": 16, "epochs": 9}}),
+    ("search.points has 2 configurations", {"budget": {"trials": 1}, "search": {"points": [{"learning_rate": 0.01}] * 2}}),
+    (
+        "the grid has 240 points, but budget.trials leaves room for 40",
+        {"factors": {"batch_size": {"int": [1, 240]}}, "fixed": {}, "search": {"sampler": "grid"}},
+    ),
+    (
+        "the study ends after 12 of 40",
+        {"factors": {"batch_size": {"int": [1, 12]}}, "fixed": {}, "search": {"sampler": "grid"}},
+    ),
+    (
+        "only 2.0 trials are expected in each of the 20 cells of batch_size",
+        {"factors": {"batch_size": {"int": [1, 20]}}, "fixed": {}, "early_stopping": asha(within=["batch_size"])},
+    ),
+    (
+        "schedule is in question, but active in about",
+        {
+            "factors": {
+                "dropout": {"choice": [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]},
+                "schedule": {"choice": ["constant", "cosine"], "role": "scientific", "when": {"dropout": 0.5}},
+            }
+        },
+    ),
+    (
+        "data_fraction is in question and has 20 levels: 2.0 trials a level",
+        {"factors": {"data_fraction": {"choice": [k / 20 for k in range(1, 21)]}}, "early_stopping": asha(within=[])},
+    ),
+    (
+        "momentum also varies where it has no effect",
+        {"factors": {"momentum": {"uniform": [0.8, 0.9]}, "optimizer": {"choice": ["sgd", "adamw"]}}},
+    ),
+    ("momentum varies but has no effect: it needs optimizer: sgd", {"factors": {"momentum": {"uniform": [0.8, 0.9]}}}),
+    (
+        "frozen_depth has no effect wherever tuned_unit",
+        {"factors": {"tuned_unit": {"int": [-1, 3]}, "frozen_depth": {"int": [0, "max"]}}},
+    ),
+    ("an epoch is a single optimiser step", {"fixed": {"batch_size": 64}}),
+    ("budget.hours is 0.05: about", {"budget": {"trials": 40, "epochs": 9, "hours": 0.05}, "probe": made_probe()}),
+]
+
+
+def test_a_sound_study_raises_no_doubts() -> None:
+    factors = {
+        "frozen_depth": {"int": [0, "max"]},
+        "optimizer": {"choice": ["sgd", "adamw"]},
+        "momentum": {"uniform": [0.8, 0.9], "when": {"optimizer": "sgd"}},
+    }
+    assert plan_of(factors, **CLEAN, probe=made_probe()).warnings == ()
+
+
+@pytest.mark.parametrize(("words", "sections"), DOUBTS, ids=[words[:40] for words, _ in DOUBTS])
+def test_what_keeps_a_study_from_its_answer_is_said(words: str, sections: dict[str, Any]) -> None:
+    sections = {**CLEAN, **sections}
+    (doubt,) = [warning for warning in plan_of(**sections).warnings if words in warning]
+    assert doubt
+
+
+def test_a_small_validation_split_is_pointed_out() -> None:
+    (doubt,) = plan_of(data=tiny_data(n_validation=14), **CLEAN).warnings
+    assert "14 validation images: an accuracy of 90 % is known to within about 16 points" in doubt
+
+
+def test_backbones_of_different_depths_are_pointed_out() -> None:
+    spec, space = study({"frozen_depth": {"int": [0, "max"]}}, backbone=["resnet18", "resnet34"], **CLEAN)
+    longer = dataclasses.replace(tiny_info(), n_units=5, unit_names=tuple("abcde"), unit_parameters=(1, 2, 3, 4, 5))
+    plan = make_plan(spec, space, tiny_data(n_validation=120), backbones=[tiny_info(), longer], cores=1)
+    assert [warning for warning in plan.warnings if "(resnet18 4, resnet34 5)" in warning]
+
+
+# Rendering
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_every_part_of_the_plan_is_shown_within_the_width(width: int) -> None:
+    plan = plan_of({"frozen_depth": {"int": [0, "max"]}, **LEARNING_RATE}, **CLEAN, probe=made_probe())
+    text = text_of(plan, width)
+    assert max(map(len, text.splitlines())) <= width
+    for part in (
+        "class 0",
+        "pool (linear probe)",
+        "learning_rate",
+        "batch_size 10",
+        "tpe, seed 0",
+        "asha",
+        "an epoch (",
+        "time here",
+    ):
+        assert part in text
+    assert "…" not in text  # nothing was cut off
+
+
+def test_names_from_outside_are_shown_as_they_are() -> None:
+    data = dataclasses.replace(
+        tiny_data(),
+        class_names=("[bold]x[/bold]", "ünï 猫", "[/]"),
+        bad=tuple(BadImage(f"[red]{k}.jpg", "empty file") for k in range(7)),
+        warnings=("a [link=x]warning[/link]",),
+    )
+    text = text_of(plan_of(data=data))
+    for part in ("[bold]x[/bold]", "ünï 猫", "[/]", "[red]4.jpg: empty file", "and 2 more", "a [link=x]warning[/link]"):
+        assert part in text
+
+
+def test_many_classes_and_many_units_are_shortened() -> None:
+    names = tuple(f"class {k:03}" for k in range(300))
+    data = dataclasses.replace(tiny_data(), class_names=names)
+    spec, space = study()
+    sizes = tuple(range(1, 104))
+    info = dataclasses.replace(tiny_info(), n_units=103, unit_names=tuple(f"unit{k}" for k in sizes), unit_parameters=sizes)
+    text = text_of(make_plan(spec, space, data, backbones=[info], cores=1))
+    assert "288 more, by size" in text
+    assert "24 of 104 depths are shown" in text
+    assert "unit103 (linear probe)" in text
+    assert len(text.splitlines()) < 80
