@@ -123,8 +123,8 @@ def verify(name: str, repair: bool, tracking_uri: str | None, as_json: bool) -> 
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", default=5000, show_default=True, type=click.IntRange(1, 65535))
 @options.tracking
-def ui(host: str, port: int, tracking_uri: str | None) -> int:
+def ui(host: str, port: int, tracking_uri: str | None) -> None:
     """Start the MLflow UI on the tracking store, until Ctrl-C."""
     from raystudy.tracking.ui import serve_ui
 
-    return serve_ui(tracking_uri, host=host, port=port)
+    serve_ui(tracking_uri, host=host, port=port)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
+from typing import NoReturn
 
 from raystudy import paths
 from raystudy.errors import InputError, NotFoundError, Problem
 from raystudy.tracking.address import redact, tracking_uri
 
 
-def serve_ui(given: str | None, *, host: str, port: int) -> int:
-    """Serve the UI until interrupted; return the server's exit code.
+def serve_ui(given: str | None, *, host: str, port: int) -> NoReturn:
+    """Become the server of the UI: this process is replaced, so that whatever ends it ends the server.
 
     Args:
         given: the tracking store; by default as for `run`.
@@ -30,7 +30,7 @@ def serve_ui(given: str | None, *, host: str, port: int) -> int:
         )
     if uri == paths.local_tracking_uri() and not (paths.home() / "mlflow.db").exists():
         raise NotFoundError(f"there are no studies in {paths.home()} yet: raystudy demo, or raystudy init NAME")
-    return subprocess.call(_command(host, port), env=_environment(uri))
+    os.execve(sys.executable, _command(host, port), _environment(uri))  # noqa: S606  our own interpreter, no shell
 
 
 def _command(host: str, port: int) -> list[str]:

@@ -1,0 +1,32 @@
+"""Ctrl-C and SIGTERM save the state and say how to go on."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+
+import pytest
+from places import Place
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_study_is_resumed_to_the_same_end(make_place: Callable[[str], Place], number: signal.Signals) -> None:
+    whole, place = make_place("whole"), make_place("interrupted")
+    changes = {"budget": {"trials": 6, "epochs": 3}, "keep_models": 0}
+    whole.call("run", str(whole.study_file(**changes)), "--inline")
+
+    process = place.start("run", str(place.study_file(**changes)))
+    while process.poll() is None and not (place.journal().exists() and place.journal().read_bytes().count(b"\n") >= 8):
+        pass
+    os.kill(process.pid, number)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130, f"{out}\n{err}"
+    assert "raystudy resume small" in out
+    assert place.json("status", "small")["state"] == "interrupted"
+
+    place.call("resume", "small")
+    assert place.table() == whole.table()
+    assert place.json("verify", "small")["ok"]
