@@ -10,7 +10,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -188,17 +188,15 @@ def _drive(
     space = space_of(spec)
     uses_ray = not setting.inline and opening is not None
     with ExitStack() as stack:
-        journal = stack.enter_context(Journal(files.journal))
         feeder = Feeder.start(files, _address(spec, setting))
         stack.callback(feeder.finish, 1.0)
-        with ExitStack() as ray, _opened(journal, opening):
-            # Ray and the MLflow writer start side by side.
+        # Ray and the MLflow writer start side by side; the writer creates nothing before the journal begins.
+        with ray_session(spec) if uses_ray else nullcontext():
             if uses_ray:
-                ray.enter_context(ray_session(spec))
                 import raystudy.search.tune  # noqa: F401  a second of imports, while the writer is busy with its own
-            ready = feeder.wait_ready(READY_TIMEOUT_S)
-            ray = ray.pop_all()
-        with ray:
+            journal = stack.enter_context(Journal(files.journal))
+            with _opened(journal, opening):
+                ready = feeder.wait_ready(READY_TIMEOUT_S)
             history = [*history, opening] if opening else history
             observers: list[Observer] = [lambda _: feeder.notify(), _CheckpointKeeper(spec, files, history), watcher]
             director = Director(spec, space, append=journal.append, history=history, observers=observers)
@@ -221,8 +219,8 @@ def _drive(
 def _opened(journal: Journal, opening: StudyStarted | StudyResumed | None) -> Iterator[None]:
     """Write the driver's first event; a study that cannot start after all leaves no trace.
 
-    A new study is in the journal from the beginning, because the MLflow writer waits for that. A resumed one is noted only when
-    everything it needs has come up.
+    A new study is in the journal before the store is ready, because the MLflow writer waits for that; a resumed one is noted
+    only when the store has answered.
     """
     if isinstance(opening, StudyStarted):
         journal.append(opening)
