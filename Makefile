@@ -32,13 +32,16 @@ check: $(READY)
 	$(BIN)/mypy
 
 test-fast: $(READY)
-	$(BIN)/pytest -m "not slow and not gpu and not torture"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 -m "not slow and not gpu and not torture"
 
 test-slow: $(READY)
-	$(BIN)/pytest -m "slow and not torture"
+	$(BIN)/pytest -v -m "(slow or gpu) and not torture" --durations 10
 
-test: check
-	$(BIN)/pytest -m "not torture"
+# One after the other also under `make -j`: they share two cores.
+test:
+	$(MAKE) check
+	$(MAKE) test-fast
+	$(MAKE) test-slow
 
 torture: $(READY)
 	$(BIN)/pytest -m torture --timeout 3600

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import resources
 from importlib.resources.abc import Traversable
+from itertools import takewhile
 from pathlib import Path
 
 from raystudy.errors import InputError, NotFoundError, Problem
@@ -58,5 +59,7 @@ def _find(name: str) -> Traversable:
 
 
 def _question(file: Traversable) -> str:
-    first = file.read_text(encoding="utf-8").splitlines()[0]
-    return first.lstrip("# ").removeprefix("Question:").strip()
+    """Return the question with which a file's header begins; it may go over several lines."""
+    lines = takewhile(lambda line: line.startswith("#"), file.read_text(encoding="utf-8").splitlines())
+    header = " ".join(line.lstrip("# ") for line in lines)
+    return header.removeprefix("Question:").partition("?")[0].strip() + "?"

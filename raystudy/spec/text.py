@@ -13,6 +13,7 @@ import yaml
 from raystudy.errors import Problem, SpecError
 
 MAX_BYTES = 1_000_000
+_LINE_BREAKS = "\x85\u2028\u2029"
 
 
 class _Loader(yaml.SafeLoader):
@@ -66,6 +67,9 @@ _Dumper.yaml_implicit_resolvers = {
 def dump_yaml(data: Any) -> str:
     """Return plain data as YAML; `parse_yaml` of it gives equal data."""
     text: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    if any(character in text for character in _LINE_BREAKS):
+        # Written as they are, these would be read as ends of lines; escaped, they are what they were.
+        text = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=False)
     return text
 
 
