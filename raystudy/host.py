@@ -23,6 +23,8 @@ from raystudy.search.director import Director
 from raystudy.spec import StudySpec
 from raystudy.spec.messages import nearest
 
+_RAY_TIMEOUT_S = 5.0
+
 
 def stop(name: str) -> int:
     """Ask the process that runs the study `name` on this machine to stop cleanly; return its process id.
@@ -103,15 +105,20 @@ def stopping_on_signals(director: Director) -> Iterator[None]:
 
 @contextmanager
 def ray_session(spec: StudySpec) -> Iterator[None]:
-    """Connect to the Ray that RAY_ADDRESS names, else start one for this study."""
+    """Connect to the Ray that RAY_ADDRESS names, else start one for this study.
+
+    Raises:
+        UnreachableError: nobody answers at RAY_ADDRESS.
+    """
     import ray
 
     if ray.is_initialized():
         yield  # the caller's own: neither started nor stopped here
         return
-    address = os.environ.get("RAY_ADDRESS")
+    address = os.environ.get("RAY_ADDRESS", "local")
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
-    if address:
+    if address not in ("", "local"):
+        _check_reachable(address)
         try:
             ray.init(address=address, **common)
         except (ConnectionError, RuntimeError, ValueError) as error:
@@ -124,3 +131,14 @@ def ray_session(spec: StudySpec) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Make sure within seconds that somebody listens at a Ray address: Ray itself tries for a quarter of an hour."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return  # `auto`, `local`, or something that Ray refuses at once
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_RAY_TIMEOUT_S).close()
+    except (OSError, OverflowError) as error:
+        raise UnreachableError(f"no Ray cluster answers at RAY_ADDRESS={address} ({error}); is it running?") from error

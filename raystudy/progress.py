@@ -95,7 +95,7 @@ class Snapshot:
         """Take a snapshot; `done_before` trials were over before the driver began at `started`."""
         over = sum(trial.state.is_over for trial in record.trials.values())
         here = over - done_before
-        rest = spec.budget.trials - over
+        rest = max(0, spec.budget.trials - over)  # a resume may have lowered the budget
         left = (time.time() - started) / here * rest if here > 0 else None
         return cls(
             name=spec.name,

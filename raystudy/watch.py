@@ -68,8 +68,10 @@ class _Follower:
             if console is not None:
                 console.print(event_line(event), markup=False, highlight=False, soft_wrap=True)
 
-    def snapshot(self) -> Snapshot:
-        """Return what is to be shown."""
+    def snapshot(self) -> Snapshot | None:
+        """Return what is to be shown; None while the first event is still being written."""
+        if not self.record.spec:
+            return None
         return Snapshot.of(self.record, StudySpec.from_dict(self.record.spec), self._driver_since, self._done_before)
 
     def is_alive(self) -> bool:

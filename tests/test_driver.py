@@ -230,6 +230,21 @@ def test_where_the_images_are_unusable_nothing_was_started(
     assert feeder.calls == []
 
 
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("127.0.0.1:9", "no Ray cluster answers at RAY_ADDRESS=127.0.0.1:9"),
+        ("ray://127.0.0.1:9", "no Ray cluster answers at RAY_ADDRESS=ray://127.0.0.1:9"),
+        ("127.0.0.1:99999", "no Ray cluster answers"),
+        ("nonsense", "the Ray cluster at RAY_ADDRESS=nonsense cannot be used"),
+    ],
+)
+def test_a_wrong_ray_address_is_told_at_once(monkeypatch: pytest.MonkeyPatch, address: str, message: str) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(UnreachableError, match=message), host.ray_session(SPEC):
+        pass
+
+
 def test_a_failure_in_the_middle_leaves_a_study_that_can_be_resumed(monkeypatch: pytest.MonkeyPatch) -> None:
     written = Journal.append
 

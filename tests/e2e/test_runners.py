@@ -1,0 +1,123 @@
+"""Studies that end before their budget, on a real Ray: what was asked for happens, and nothing hangs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import ray
+from toys import START, Clock, Mishap, ToyTrainer, conduct, direct, ends, resumed, stream, table, toy_spec
+
+from raystudy.records import Event, Reported, StudyState, TrialState
+from raystudy.search.director import Director
+from raystudy.search.tune import Slots, run_on_tune
+from raystudy.space import Space
+from raystudy.spec import StudySpec
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def local_ray() -> Iterator[None]:
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        num_cpus=2,
+        log_to_driver=False,
+        object_store_memory=100_000_000,
+        runtime_env={"env_vars": {"PYTHONPATH": str(Path(__file__).parents[1])}},
+    )
+    yield
+    ray.shutdown()
+
+
+def slots(concurrent: int = 1, retries: int = 0) -> Slots:
+    return Slots(cpu=1, gpu=0, concurrent=concurrent, retries=retries)
+
+
+class StopAfter:
+    """Asks a study to stop as a signal would, once it has seen some reports."""
+
+    def __init__(self, reports: int) -> None:
+        self.left = reports
+        self.director: Director | None = None
+
+    def __call__(self, event: Event) -> None:
+        self.left -= isinstance(event, Reported)
+        if self.left == 0 and self.director is not None:
+            self.director.request_stop("enough")
+
+
+def stopped(spec: StudySpec, trainer: ToyTrainer, *, after: int, concurrent: int) -> list[Event]:
+    """Run a study until it has reported `after` times, and return its journal."""
+    journal: list[Event] = list(direct(spec)[1])
+    stop = StopAfter(after)
+    director = Director(spec, Space.of(spec), append=journal.append, history=tuple(journal), observers=[stop], now=Clock(START))
+    stop.director = director
+    assert run_on_tune(director, trainer, slots(concurrent)) is StudyState.INTERRUPTED
+    assert director.record.reason == "enough"
+    assert director.record.count(TrialState.RUNNING) == 0
+    return journal
+
+
+def finish_on_ray(spec: StudySpec, trainer: ToyTrainer, history: Sequence[Event], **options: int) -> Director:
+    director, journal = direct(spec, resumed(spec, history))
+    assert run_on_tune(director, trainer, slots(**options)) is StudyState.COMPLETED
+    assert all(len(once) == 1 for once in ends(journal).values())
+    return director
+
+
+def test_a_study_that_is_stopped_and_resumed_on_ray_ends_as_the_undisturbed_one(tmp_path: Path) -> None:
+    spec = toy_spec(search={"sampler": "tpe", "seed": 4, "startup_trials": 2})
+    trainer = ToyTrainer(4, folder=tmp_path)
+    journal = stopped(spec, trainer, after=7, concurrent=1)
+    again = finish_on_ray(spec, trainer, journal)
+    assert table(again.record) == table(conduct(spec, ToyTrainer(4))[0].record)
+
+
+def test_two_workers_that_are_stopped_and_resumed_finish_every_trial_once(tmp_path: Path) -> None:
+    spec = toy_spec(budget={"trials": 8, "epochs": 3}, early_stopping="none")
+    trainer = ToyTrainer(3, folder=tmp_path)
+    again = finish_on_ray(spec, trainer, stopped(spec, trainer, after=6, concurrent=2), concurrent=2)
+    assert again.record.counts() == {"completed": 8}
+    assert all(list(trial.reports) == [1, 2, 3] for trial in again.record.trials.values())
+
+
+@pytest.mark.parametrize("concurrent", [1, 2])
+def test_a_grid_that_is_used_up_ends_the_study(concurrent: int) -> None:
+    spec = toy_spec(
+        factors={"learning_rate": {"choice": [0.1, 0.01, 0.001]}},
+        search={"sampler": "grid"},
+        budget={"trials": 50, "epochs": 1},
+    )
+    director, _ = direct(spec)
+    assert run_on_tune(director, ToyTrainer(1), slots(concurrent)) is StudyState.COMPLETED
+    assert director.record.counts() == {"completed": 3}
+
+
+def test_a_used_up_time_budget_ends_the_study() -> None:
+    spec = toy_spec(budget={"trials": 50, "epochs": 4, "hours": 1}, early_stopping="none")
+    director, _ = direct(spec, clock=Clock(START, step=20.0))
+    assert run_on_tune(director, ToyTrainer(4), slots(2)) is StudyState.COMPLETED
+    assert director.record.reason == "the time budget of 1 hours is used up"
+    assert len(director.record.trials) < 50
+    assert director.record.count(TrialState.RUNNING) == 0
+
+
+def test_trials_that_fail_in_every_way_are_as_inline_and_harm_no_other() -> None:
+    mishaps: dict[int, Mishap] = {0: "unopenable", 1: "allocate", 2: "early_end", 3: "unclosable"}
+    spec = toy_spec(budget={"trials": 6, "epochs": 3}, early_stopping="none")
+    director, journal = direct(spec)
+    run_on_tune(director, ToyTrainer(3, mishaps), slots())
+    assert stream(journal) == stream(conduct(spec, ToyTrainer(3, mishaps))[1])
+    assert director.record.counts() == {"completed": 3, "failed": 3}
+
+
+def test_a_study_whose_every_process_dies_fails_with_the_reason_in_words() -> None:
+    spec = toy_spec(budget={"trials": 2, "epochs": 2})
+    director, _ = direct(spec)
+    trainer = ToyTrainer(2, {0: "kill", 1: "kill"}, at_epoch=1)
+    assert run_on_tune(director, trainer, slots()) is StudyState.FAILED
+    assert director.record.reason.startswith("no trial gave a result: its process died")
+    assert {trial.retries for trial in director.record.trials.values()} == {0}
