@@ -128,7 +128,7 @@ class _Payload:
 def _write_weights(kind: str, folder: Path) -> Path:
     path = folder / f"weights{'.pth' if kind == 'pickle' else '.safetensors'}"
     if kind == "pickle":
-        path.write_bytes(pickle.dumps({"state_dict": _Payload(folder / "was-run")}))
+        path.write_bytes(pickle.dumps({"state_dict": _Payload(folder / "was-run")}, protocol=2))
     elif kind == "other network":
         save_file({"layer.weight": np.zeros((2, 2), np.float32)}, path)
     else:
