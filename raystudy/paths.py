@@ -52,7 +52,7 @@ class StudyPaths:
     @classmethod
     def of(cls, name: str) -> StudyPaths:
         """Return the paths of the study called `name`; raise InputError for what cannot be a name."""
-        if not re.match(NAME_PATTERN, name):
+        if not re.fullmatch(NAME_PATTERN.rstrip("$"), name):
             raise InputError(
                 Problem("name", f"got {name!r}", "expected letters, digits, '.', '_' and '-', beginning with a letter or digit")
             )

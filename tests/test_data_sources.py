@@ -218,3 +218,9 @@ def _memory_filesystem() -> object:
     filesystem = MemoryFileSystem()
     filesystem.pipe({"/bucket/flowers/a/1.png": b"abc", "/bucket/flowers/b.png": b"x", "/bucket/empty/n.txt": b""})
     return filesystem
+
+
+@pytest.mark.parametrize("source", ["folder:/" + "x" * 400, "folder:~no-such-user-9/x", "x" * 5000, "folder:a\0b"])
+def test_what_no_file_system_can_hold_is_refused_in_words(source: str) -> None:
+    with pytest.raises(DataError):
+        check_source(source)

@@ -93,13 +93,24 @@ def scan_source(source: str) -> Scan:
     return scan_torchvision(location)
 
 
+_LONGEST_SHOWN = 120
+
+
 def check_source(source: str) -> None:
     """Check that the scheme of `source` is known and its local path exists; decodes nothing, contacts nobody.
 
     Raises:
         DataError: with what would be accepted.
     """
-    scheme, location = split_source(source)
+    try:
+        _check(*split_source(source))
+    except (OSError, RuntimeError, ValueError) as error:  # longer than a name may be, a user without a home, a NUL byte
+        shown = source if len(source) <= _LONGEST_SHOWN else source[:_LONGEST_SHOWN] + "..."
+        why = getattr(error, "strerror", None) or str(error)
+        raise DataError(Problem(shown, f"cannot be a place of images here ({why[:_LONGEST_SHOWN]})")) from error
+
+
+def _check(scheme: str, location: str) -> None:
     if scheme == "sklearn":
         from raystudy.data.digits import check_name
 
