@@ -21,7 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from filelock import FileLock
 
@@ -32,6 +32,9 @@ from raystudy.tracking.address import check_reachable, redact
 from raystudy.tracking.content import spec_of
 from raystudy.tracking.store import StoreDown, StoreRefused, own_process
 from raystudy.tracking.tail import Tail
+
+if TYPE_CHECKING:
+    from raystudy.tracking.store import Store
 
 URI_VARIABLE = "RAYSTUDY_WRITER_URI"
 PATIENCE_VARIABLE = "RAYSTUDY_WRITER_PATIENCE_S"
@@ -93,6 +96,7 @@ class Writer:
         self._tail = Tail(paths.journal)
         self._dirty: set[str] = set()
         self._is_complete = True
+        self._store: Store | None = None
 
     def await_study(self) -> StudyRecord:
         """Wait until the driver has written the journal's first event, and return the record."""
@@ -105,21 +109,32 @@ class Writer:
         return self._tail.record
 
     def connect(self) -> dict[str, str]:
-        """Open the store, find or create experiment and parent run; return their ids."""
+        """Open the store, find or create experiment and parent run; return their ids.
+
+        Opening comes before the journal's first event: it takes seconds, which the driver needs for Ray, and creates nothing
+        that bears the study's name.
+        """
         from raystudy.tracking.artifacts import store_study_file
         from raystudy.tracking.mirror import Mirror
-        from raystudy.tracking.store import Store
 
+        store = self._open()
         record = self.await_study()
-        self._store = Store(self._uri)
-        self._mirror = Mirror(self._store, record)
-        store_study_file(self._store, self._mirror.run_id, record)
+        self._mirror = Mirror(store, record)
+        store_study_file(store, self._mirror.run_id, record)
         self._dirty |= set(record.trials)
         return {
             "experiment_id": self._mirror.experiment_id,
             "run_id": self._mirror.run_id,
             "tracking_uri": redact(self._uri),
         }
+
+    def _open(self) -> Store:
+        """Return the store, opened at the first call."""
+        from raystudy.tracking.store import Store
+
+        if self._store is None:
+            self._store = Store(self._uri)
+        return self._store
 
     def run(self) -> bool:
         """Write until the driver is gone and everything is written; return whether MLflow is complete."""
@@ -181,9 +196,10 @@ class Writer:
         from raystudy.tracking.models import ModelKeeper
 
         record, mirror = self._tail.record, self._mirror
-        keeper = ModelKeeper(self._store, mirror.experiment_id, self._paths)
+        store = self._open()
+        keeper = ModelKeeper(store, mirror.experiment_id, self._paths)
         steps = (
-            lambda: store_results(self._store, mirror.run_id, record, self._paths.journal, mirror.run_ids),
+            lambda: store_results(store, mirror.run_id, record, self._paths.journal, mirror.run_ids),
             lambda: keeper.keep(record, mirror.run_ids),
             lambda: mirror.write_study(record),
         )
@@ -199,6 +215,7 @@ class Writer:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the writer; see the module's text."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.nice(_NICENESS)  # Ray starts at the same moment, and everybody waits for Ray
     parser = argparse.ArgumentParser(prog="raystudy.tracking.writer")
     parser.add_argument("--root", type=Path, required=True)
     parser.add_argument("--tracking-uri", default=os.environ.get(URI_VARIABLE), help=f"default: {URI_VARIABLE}")
@@ -228,7 +245,6 @@ def _serve(writer: Writer, paths: StudyPaths, options: argparse.Namespace, answe
         with FileLock(paths.writer_lock):
             ids = writer.persist(writer.connect, limit=math.inf if options.patient else _FIRST_PATIENCE_S)
             answer({"ready": True, **ids})
-            os.nice(_NICENESS)  # only now: until it is ready, the driver waits for it
             return 0 if writer.run() else 1
     except GaveUp:
         raise
