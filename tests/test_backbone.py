@@ -33,6 +33,7 @@ from raystudy.finetune.backbone import (
     unit_count,
 )
 from raystudy.finetune.families import cut_model
+from raystudy.finetune.weight_files import WEIGHT_SUFFIXES
 from raystudy.finetune.weights import convert_by_order, load_state, read_state, resample_positions
 
 FAMILIES = (
@@ -475,7 +476,7 @@ def test_a_file_without_named_tensors_is_refused(content: Any, tmp_path: Path) -
 
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(data=st.binary(max_size=200), suffix=st.sampled_from(names.WEIGHT_SUFFIXES), cut=st.integers(0, 500))
+@given(data=st.binary(max_size=200), suffix=st.sampled_from(WEIGHT_SUFFIXES), cut=st.integers(0, 500))
 def test_damaged_files_are_refused_in_words(data: bytes, suffix: str, cut: int, tmp_path: Path) -> None:
     whole = tmp_path / f"whole{suffix}"
     tensors = {"a.weight": torch.arange(40.0)}
@@ -537,6 +538,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_file(tensors, folder / "nameless.safetensors")
     (folder / "damaged.safetensors").write_bytes(b"\xff" * 20)
     torch.save(tensors, folder / "plain.pth")
+    torch.save(tensors, folder / "old.pth", _use_new_zipfile_serialization=False)
+    (folder / "half.pth").write_bytes((folder / "plain.pth").read_bytes()[:-100])
     (folder / "folder.pth").mkdir()
     return folder
 
@@ -546,7 +549,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         *("resnet50", "efficientnet_lite2", "vit_b_16", "timm:resnet10t", "timm:resnet50.a1_in1k", "models:/flowers@best"),
         *("models:/my model/3", "file:{}/named.safetensors", "resnet18@file:{}/nameless.safetensors"),
-        *("resnet18@file:{}/plain.pth", "timm:resnet10t@file:{}/plain.pth"),
+        *("resnet18@file:{}/plain.pth", "timm:resnet10t@file:{}/plain.pth", "resnet18@file:{}/old.pth"),
+        "timm:convnext_tiny_in22ft1k",
     ],
 )
 def test_well_formed_names_are_accepted(name: str, saved: Path) -> None:
@@ -564,6 +568,10 @@ def test_well_formed_names_are_accepted(name: str, saved: Path) -> None:
         ("", "unknown backbone ''"),
         ("timm:", "not well formed.*timm:resnet10t"),
         ("timm:hf-hub:a/b", "not well formed"),
+        ("timm:resnet10tt", "timm has no model 'resnet10tt'; did you mean timm:resnet10t"),
+        ("timm:resnet10tt.a1_in1k", "timm has no model 'resnet10tt.a1_in1k'"),
+        ("resnet18@file:{}/damaged.safetensors", "cannot be read as safetensors"),
+        ("resnet18@file:{}/half.pth", "not what torch.save writes, or only a part of it"),
         ("models:/flowers", "write models:/NAME@ALIAS"),
         ("models:flowers@best", "write models:/NAME@ALIAS"),
         ("{}/plain.pth", "did you mean 'file:{}/plain.pth'"),
@@ -614,6 +622,12 @@ def test_the_table_of_unit_counts_is_that_of_the_architectures(family: str, monk
         with torch.device("meta"):
             built = build_backbone(name, pretrained=False).info
         assert unit_count(name) == names.unit_count(name) == built.n_units, name
+
+
+def test_the_names_read_from_the_source_of_timm_are_those_that_it_registers() -> None:
+    import timm
+
+    assert names.timm_names() == set(timm.list_models())
 
 
 def test_the_units_of_a_timm_model_are_counted_without_a_table() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from raystudy.errors import BackboneError, Problem
 from raystudy.finetune import weights
-from raystudy.finetune.names import BackboneName, Source, near_misses
+from raystudy.finetune.names import BackboneName, Source, unknown_timm
 
 # What the TensorFlow models, from which the lite weights were converted, subtract from and divide bytes by.
 _LITE_MEAN, _LITE_STD = 127 / 255, 128 / 255
@@ -108,9 +108,7 @@ def _timm_config(name: str) -> Any:
 
     config = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
     if config is None:
-        near = near_misses(name, tuple(timm.list_models()))
-        accepted = f"did you mean {' or '.join(f'timm:{match}' for match in near)}?" if near else "see timm.list_models()"
-        raise BackboneError(Problem("backbone", f"timm has no model {name!r}", accepted))
+        raise unknown_timm(name)
     return config
 
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 
 from rapidfuzz import fuzz, process
-from safetensors import SafetensorError, safe_open
 
 from raystudy.errors import BackboneError, Problem
+from raystudy.finetune.weight_files import WEIGHT_SUFFIXES, check_weight_file, quoted, read_metadata
 
 BACKBONE_KEY = "raystudy.backbone"
 """The key in a safetensors file's metadata that names the architecture of its weights."""
-
-WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt")
 
 # A table, so that a study file is checked in milliseconds; a test keeps it in step with torchvision and timm.
 UNIT_COUNTS: dict[str, int] = {
@@ -91,6 +91,8 @@ UNIT_COUNTS: dict[str, int] = {
     "wide_resnet50_2": 17,
 }
 
+_REGISTERED = re.compile(r"^@register_model\s*\ndef (\w+)\(", re.MULTILINE)
+
 _FORMS = "a torchvision name (resnet50), efficientnet_lite0/1/2, timm:NAME, file:PATH, NAME@file:PATH or models:/NAME@ALIAS"
 
 
@@ -126,8 +128,6 @@ def known_backbones() -> tuple[str, ...]:
 def check_backbone(name: str) -> None:
     """Check that `name` can mean a backbone and that the file it names exists and is what it says.
 
-    Whether a `timm:` name exists is only found when it is built: the list of them needs torch.
-
     Raises:
         BackboneError: otherwise, with near misses.
     """
@@ -160,6 +160,7 @@ def _parse_architecture(name: str) -> BackboneName:
         return BackboneName(Source.LITE if name.startswith("efficientnet_lite") else Source.TORCHVISION, name)
     if name.startswith("timm:"):
         _require(name, r"timm:[\w.\-]+", "a timm name is letters, digits, '_', '-' and '.', such as timm:resnet10t")
+        _check_timm(name.removeprefix("timm:"))
         return BackboneName(Source.TIMM, name)
     if name.startswith("models:"):
         _require(name, r"models:/[^/@]+(@[^/@]+|/\d+)", "write models:/NAME@ALIAS or models:/NAME/VERSION")
@@ -168,32 +169,11 @@ def _parse_architecture(name: str) -> BackboneName:
 
 
 def _parse_file(name: str, architecture: str, path: Path) -> BackboneName:
-    problem = _problem_with_file(path)
-    if problem is not None:
-        raise BackboneError(problem)
+    check_weight_file(path)
     parsed = _parse_architecture(architecture or _architecture_in(path))
     if parsed.source is Source.REGISTRY:
         raise BackboneError(Problem("backbone", f"{name!r} names both a registered model and a file", "choose one"))
     return BackboneName(parsed.source, parsed.architecture, path)
-
-
-def _problem_with_file(path: Path) -> Problem | None:
-    accepted = f"accepted are existing files that end in {', '.join(WEIGHT_SUFFIXES)}"
-    if path.suffix not in WEIGHT_SUFFIXES:
-        return Problem(f"backbone file {path}", f"{path.suffix or 'no suffix'!r} is no format of weights", accepted)
-    if not path.exists():
-        return Problem(f"backbone file {path}", "there is no such file", _near_files(path) or accepted)
-    if not path.is_file():
-        return Problem(f"backbone file {path}", "is not a regular file", accepted)
-    return None
-
-
-def _near_files(path: Path) -> str:
-    if not path.parent.is_dir():
-        return f"the folder {path.parent} does not exist either"
-    names = [entry.name for entry in path.parent.iterdir() if entry.suffix in WEIGHT_SUFFIXES]
-    near = process.extract(path.name, names, scorer=fuzz.ratio, score_cutoff=70, limit=3)
-    return f"did you mean {_quoted(match for match, *_ in near)}?" if near else ""
 
 
 def _architecture_in(path: Path) -> str:
@@ -208,18 +188,32 @@ def _architecture_in(path: Path) -> str:
     return architecture
 
 
-def read_metadata(path: Path) -> dict[str, str]:
-    """Return the metadata of a safetensors file.
+def unknown_timm(name: str) -> BackboneError:
+    """Return the refusal of a name that timm does not have, with near misses."""
+    near = near_misses(name, tuple(sorted(timm_names())))
+    accepted = f"did you mean {' or '.join(f'timm:{match}' for match in near)}?" if near else "see timm.list_models()"
+    return BackboneError(Problem("backbone", f"timm has no model {name!r}", accepted))
 
-    Raises:
-        BackboneError: the file is damaged or of another format.
-    """
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        what = f"cannot be read as safetensors ({error})"
-        raise BackboneError(Problem(f"backbone file {path}", what, "check that it was copied completely")) from error
+
+@lru_cache(maxsize=1)
+def timm_names() -> frozenset[str]:
+    """Return the names that the installed timm registers, without tags, read from its source: importing it takes seconds."""
+    return frozenset(_REGISTERED.findall(_timm_source()))
+
+
+def _timm_source() -> str:
+    found = find_spec("timm")
+    if found is None or found.origin is None:
+        return ""
+    files = sorted((Path(found.origin).parent / "models").glob("*.py"))
+    return "\n".join(file.read_text(encoding="utf-8", errors="replace") for file in files)
+
+
+def _check_timm(name: str) -> None:
+    """Refuse what timm cannot know; a name that stands in quotes in its source is an older one, which timm translates."""
+    bare, known = name.partition(".")[0], timm_names()
+    if known and bare not in known and f"'{bare}'" not in _timm_source():
+        raise unknown_timm(name)
 
 
 def _require(name: str, pattern: str, accepted: str) -> None:
@@ -231,7 +225,7 @@ def _suggest(name: str) -> str:
     if name.endswith(WEIGHT_SUFFIXES):
         return f"did you mean 'file:{name}'?"
     near = near_misses(name, known_backbones())
-    return f"did you mean {_quoted(near)}?" if near else f"accepted are {_FORMS}"
+    return f"did you mean {quoted(near)}?" if near else f"accepted are {_FORMS}"
 
 
 def near_misses(name: str, known: tuple[str, ...]) -> list[str]:
@@ -243,7 +237,3 @@ def near_misses(name: str, known: tuple[str, ...]) -> list[str]:
 
 def _squeeze(text: str) -> str:
     return re.sub(r"[^a-z0-9]", "", text.lower())
-
-
-def _quoted(names: object) -> str:
-    return " or ".join(map(repr, names))  # type: ignore[call-overload]

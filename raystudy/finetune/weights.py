@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from raystudy.errors import BackboneError, Problem
+from raystudy.finetune.weight_files import ACCEPTED_FILES
 
 State = dict[str, Tensor]
 
@@ -43,8 +44,7 @@ def read_state(path: Path) -> State:
         content = load_file(path) if path.suffix == ".safetensors" else _load_tensors_only(path)
     except Exception as error:  # readers of damaged files raise nearly anything
         what = f"cannot be loaded ({_first_line(error)})"
-        accepted = "accepted are safetensors files, and .pth files that hold a state dict of tensors and nothing else"
-        raise BackboneError(Problem(where, what, accepted)) from error
+        raise BackboneError(Problem(where, what, ACCEPTED_FILES)) from error
     state = _unwrap(content)
     if not state:
         accepted = f"accepted is a state dict, as it is or under {' or '.join(map(repr, _WRAPPER_KEYS))}"
