@@ -27,9 +27,11 @@ if TYPE_CHECKING:
         StudyBusyError,
         UnreachableError,
     )
-    from raystudy.query import Study, Trial, list_studies, open_study
+    from raystudy.listing import list_studies
+    from raystudy.query import Study, Trial
     from raystudy.records import StudyState, TrialState
     from raystudy.spec import Factor, StudySpec
+    from raystudy.studies import open_study, submit
 
 __version__ = "0.1.0"
 
@@ -45,9 +47,11 @@ _WHERE = {
         "StudyBusyError",
         "UnreachableError",
     ),
-    "raystudy.query": ("Study", "Trial", "list_studies", "open_study"),
+    "raystudy.listing": ("list_studies",),
+    "raystudy.query": ("Study", "Trial"),
     "raystudy.records": ("StudyState", "TrialState"),
     "raystudy.spec": ("Factor", "StudySpec"),
+    "raystudy.studies": ("open_study", "submit"),
 }
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
 
@@ -71,6 +75,7 @@ __all__ = [
     "resume",
     "run",
     "stop",
+    "submit",
 ]
 
 

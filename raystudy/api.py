@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from raystudy import driver, host, preflight
-from raystudy.driver import Setting, Watcher
-from raystudy.query import Study, open_study
+from raystudy.driver import Setting
+from raystudy.query import Study
 from raystudy.spec import StudySpec
+from raystudy.studies import open_study
+from raystudy.watcher import Watcher
 
 
 def run(spec: StudySpec, *, inline: bool = False, tracking_uri: str | None = None, watcher: Watcher | None = None) -> Study:

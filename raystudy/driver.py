@@ -7,57 +7,40 @@ fails before that leaves no trace. From then on the journal is the study: the pr
 from __future__ import annotations
 
 import logging
-import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from raystudy import __version__, paths
-from raystudy.errors import InputError, Problem, SpecError, StudyBusyError
-from raystudy.host import calling_card, exclusive, existing, ray_session, stopping_on_signals
+from raystudy.errors import InputError, Problem, SpecError, StudyBusyError, StudyInterrupted
+from raystudy.host import calling_card, exclusive, existing, is_on_shared_ray, owner, ray_session, stopping_on_signals
+from raystudy.keeping import CheckpointKeeper
 from raystudy.paths import StudyPaths
 from raystudy.preflight import space_of
-from raystudy.records import (
-    Event,
-    Observer,
-    StudyRecord,
-    StudyResumed,
-    StudyStarted,
-    StudyState,
-    Trainer,
-    TrialEnded,
-    TrialRecord,
-)
+from raystudy.records import Event, Observer, StudyRecord, StudyResumed, StudyStarted, StudyState
 from raystudy.search.director import Director
+from raystudy.shares import Share
 from raystudy.spec import StudySpec
-from raystudy.tracking.address import tracking_uri
+from raystudy.storage import StoppedWaiting, attended
+from raystudy.tracking.address import check_reachable, database, tracking_uri
 from raystudy.tracking.feeder import Feeder, Ready
 from raystudy.tracking.journal import Journal, read_journal
+from raystudy.watcher import Watcher
+from raystudy.work import Trainer
+
+if TYPE_CHECKING:
+    from raystudy.search.capacity import Slots
+    from raystudy.search.tune import Quota
 
 _log = logging.getLogger(__name__)
 
 READY_TIMEOUT_S = 60.0
 DRAIN_TIMEOUT_S = 600.0
-
-
-class Watcher(Observer):
-    """Somebody who shows what happens; every method may do nothing."""
-
-    def __call__(self, event: Event) -> None:
-        """Take notice of an event."""
-
-    def say(self, text: str) -> None:
-        """Show what is being done before and after the trials."""
-
-    def begin(self, director: Director) -> None:
-        """Trials are about to run."""
-
-    def end(self) -> None:
-        """No trial runs any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,9 +109,15 @@ def run(spec: StudySpec, setting: Setting | None = None, watcher: Watcher | None
             raise StudyBusyError(
                 f"there is a study {spec.name!r} already: `raystudy resume {spec.name}` continues it, --name renames this one"
             )
+        _check_server(spec, setting)
         trainer, about = _prepare(spec, setting, watcher, files)
-        started = StudyStarted(time.time(), spec.name, spec.to_dict(), spec.fingerprint, __version__, about)
+        started = StudyStarted(time.time(), spec.name, spec.to_dict(), spec.fingerprint, __version__, about, owner())
         return _drive(spec, setting, watcher, files, trainer, history=[], opening=started)
+
+
+def exists(name: str) -> bool:
+    """Whether there is a study called `name` on this machine's storage."""
+    return StudyPaths.of(name).journal.exists()
 
 
 def resume(
@@ -162,10 +151,11 @@ def resume(
                 Problem(
                     "--set",
                     "changes what decides the results of the study",
-                    "a resume may change budget.trials, "
-                    "budget.hours, resources and keep_models; give the changed study another name",
+                    "a resume may change budget.trials, budget.hours, "
+                    "budget.gpu_hours, resources and keep_models; give the changed study another name",
                 )
             )
+        _check_server(spec, setting)
         trainer, about = _prepare(spec, setting, watcher, files)
         known, found = record.data.get("fingerprint"), about.get("fingerprint")
         if known and found and known != found:
@@ -198,12 +188,14 @@ def _drive(
             with _opened(journal, opening):
                 ready = feeder.wait_ready(READY_TIMEOUT_S)
             history = [*history, opening] if opening else history
-            observers: list[Observer] = [lambda _: feeder.notify(), _CheckpointKeeper(spec, files, history), watcher]
-            director = Director(spec, space, append=journal.append, history=history, observers=observers)
+            watcher.recount(history)
+            observers: list[Observer] = [lambda _: feeder.notify(), CheckpointKeeper(spec, files, history), watcher]
+            director = Director(spec, space, append=journal.append_patiently, history=history, observers=observers)
             if opening:
                 watcher.begin(director)
                 try:
-                    _run_trials(director, setting, trainer, logs=files.logs)
+                    with _attended(director, watcher):
+                        _run_trials(director, setting, trainer, files)
                 finally:
                     watcher.end()
             watcher.say("Recording models and results in MLflow")
@@ -238,31 +230,55 @@ def _has_work(spec: StudySpec, record: StudyRecord) -> bool:
     """Whether the study has trials to run, or an end to write; one that has ended needs another budget to go on."""
     if record.state not in (StudyState.COMPLETED, StudyState.FAILED):
         return True
-    if spec.budget == StudySpec.from_dict(record.spec).budget:
-        return False
     unfinished = any(not trial.state.is_over for trial in record.trials.values())
+    if spec.budget == StudySpec.from_dict(record.spec).budget:
+        return unfinished and record.state is StudyState.FAILED  # it may be that no process came up: see Director.fail
     return unfinished or len(record.trials) < spec.budget.trials
 
 
-def _run_trials(director: Director, setting: Setting, trainer: Trainer, *, logs: Path) -> None:
+def _run_trials(director: Director, setting: Setting, trainer: Trainer, files: StudyPaths) -> None:
     resources = director.spec.resources
-    try:
-        with stopping_on_signals(director):
-            if director.is_exhausted:  # the last driver died between the last trial and the end of the study
-                director.finish()
-            elif setting.inline:
-                from raystudy.search.inline import run_inline
-                from raystudy.search.worker import Worker
-
-                run_inline(director, Worker(trainer, logs=logs))
-            else:
-                from raystudy.search.tune import cluster_slots, run_on_tune
-
-                slots = cluster_slots(resources.cpu, resources.gpu, resources.concurrent, resources.retries)
-                run_on_tune(director, trainer, slots, logs=logs)
-    except KeyboardInterrupt:
-        director.request_stop("interrupted from the keyboard")
+    if director.is_exhausted:  # the last driver died between the last trial and the end of the study
         director.finish()
+    elif setting.inline:
+        from raystudy.search.inline import run_inline
+        from raystudy.search.worker import Worker
+
+        run_inline(director, Worker(trainer, logs=files.logs))
+    else:
+        from raystudy.search.capacity import cluster_slots
+        from raystudy.search.tune import run_on_tune
+
+        slots = cluster_slots(resources.cpu, resources.gpu, resources.concurrent, resources.retries)
+        run_on_tune(director, trainer, slots, logs=files.logs, quota=_quota(director.spec, slots, files))
+
+
+def _quota(spec: StudySpec, slots: Slots, files: StudyPaths) -> Quota | None:
+    """Return the study's share of a cluster where other studies may run too; a Ray of its own is all its own."""
+    if not is_on_shared_ray():
+        return None
+    from raystudy.search.capacity import fitting_trials
+
+    limit = sys.maxsize if spec.resources.concurrent == "auto" else slots.concurrent
+    fit = partial(fitting_trials, slots.cpu, slots.gpu)
+    share = Share(spec.name, files.driver, priority=float(spec.resources.priority), slots=fit)
+    return lambda running, left: min(limit, share.quota(running, min(left, limit)))
+
+
+@contextmanager
+def _attended(director: Director, watcher: Watcher) -> Iterator[None]:
+    """Let signals end the study, also one that is paused because its storage cannot be written."""
+    with attended(watcher.say, lambda: bool(director.stop_reason)):
+        try:
+            with stopping_on_signals(director):
+                yield
+        except KeyboardInterrupt:
+            director.request_stop("interrupted from the keyboard")
+            try:
+                director.finish()
+            except StoppedWaiting as error:  # the end cannot be written either: a resume finds the study as it is
+                name = director.spec.name
+                raise StudyInterrupted(f"{error}; the study is stopped, `raystudy resume {name}` continues it") from error
 
 
 def _outcome(director: Director, ready: Ready, recorded: bool) -> Outcome:
@@ -324,38 +340,16 @@ def _address(spec: StudySpec, setting: Setting) -> str:
     return tracking_uri(setting.tracking_uri or spec.tracking_uri)
 
 
+def _check_server(spec: StudySpec, setting: Setting) -> None:
+    """Make sure that a tracking server answers: known in a moment, whereas images and weights take longer."""
+    address = _address(spec, setting)
+    if database(address) is None:
+        check_reachable(address)
+
+
 def _with_address(spec: StudySpec, setting: Setting) -> StudySpec:
     """Note in the study where it is recorded, so that a resume from another shell finds it; never a password."""
     address = _address(spec, setting)
     if address == paths.local_tracking_uri() or urlsplit(address).password:
         return spec
     return spec.model_copy(update={"tracking_uri": address})
-
-
-class _CheckpointKeeper:
-    """Deletes the checkpoints of trials that are over and not among the best, so that disk use does not grow with the study."""
-
-    def __init__(self, spec: StudySpec, files: StudyPaths, history: Sequence[Event]) -> None:
-        self._spec, self._files, self._record = spec, files, StudyRecord.fold(history)
-        self._best = self._record.ranking(spec.metric, spec.mode)[: spec.keep_models]
-        for trial in self._record.trials.values():  # the last driver may have died before it deleted them
-            if trial.state.is_over and trial not in self._best:
-                self._delete(trial)
-
-    def __call__(self, event: Event) -> None:
-        self._record.apply(event)
-        if not isinstance(event, TrialEnded) or not event.state.is_over:
-            return
-        trial = self._record.trials[event.trial_id]
-        if not trial.state.ranks:
-            self._delete(trial)
-            return
-        contest = StudyRecord(trials={one.trial_id: one for one in (*self._best, trial)})
-        ranking = contest.ranking(self._spec.metric, self._spec.mode)
-        self._best = ranking[: self._spec.keep_models]
-        for loser in ranking[self._spec.keep_models :]:
-            self._delete(loser)
-
-    def _delete(self, trial: TrialRecord) -> None:
-        shutil.rmtree(self._files.checkpoints(trial.trial_id), ignore_errors=True)
-        self._files.checkpoints(trial.trial_id).with_suffix(".lock").unlink(missing_ok=True)

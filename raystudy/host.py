@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import logging
 import os
@@ -11,19 +12,24 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
 
 import filelock
 
-from raystudy import paths
-from raystudy.errors import NotFoundError, StudyBusyError, UnreachableError
+from raystudy import __version__, paths
+from raystudy.errors import InputError, NotFoundError, Problem, StudyBusyError, UnreachableError
 from raystudy.paths import StudyPaths
-from raystudy.search.director import Director
 from raystudy.spec import StudySpec
 from raystudy.spec.messages import nearest
+from raystudy.storage import in_words
+
+if TYPE_CHECKING:
+    from raystudy.search.director import Director
 
 _RAY_TIMEOUT_S = 5.0
+
+_log = logging.getLogger(__name__)
 
 
 def stop(name: str) -> int:
@@ -38,11 +44,43 @@ def stop(name: str) -> int:
         with lock.acquire(timeout=0):
             raise NotFoundError(f"nobody is running the study {name!r}")
     except filelock.Timeout:
-        driver = json.loads(files.driver.read_text())
+        driver = _read_card(files)
     if driver["host"] != socket.gethostname():
         raise NotFoundError(f"the study {name!r} is run by {driver['host']}: stop it there")
     os.kill(driver["pid"], signal.SIGINT)
     return int(driver["pid"])
+
+
+def _read_card(files: StudyPaths) -> dict[str, Any]:
+    try:
+        card: dict[str, Any] = json.loads(files.driver.read_text())
+    except (OSError, ValueError) as error:
+        raise NotFoundError(
+            f"a process runs the study {files.root.name!r}, but {files.driver} does not say which ({error}): stop it by Ctrl-C"
+        ) from error
+    return card
+
+
+def owner() -> str:
+    """Return who runs a study: RAYSTUDY_OWNER, which a submitted study has from its submitter, else this user."""
+    given = os.environ.get("RAYSTUDY_OWNER")
+    if given:
+        return given
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user that has no name
+        return ""
+
+
+def check_client() -> None:
+    """Make sure that whoever submitted this study runs the same version of raystudy.
+
+    Raises:
+        UnreachableError: they do not.
+    """
+    client = os.environ.get("RAYSTUDY_CLIENT_VERSION", __version__)
+    if client != __version__:
+        raise UnreachableError(f"raystudy {client} submitted the study, {__version__} runs on the cluster: install one version")
 
 
 def existing(name: str) -> StudyPaths:
@@ -59,12 +97,15 @@ def existing(name: str) -> StudyPaths:
 def exclusive(files: StudyPaths) -> Iterator[None]:
     """Hold the study: one driver at a time. The lock goes with the process, however it dies."""
     existed = files.root.exists()
-    files.root.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(files.lock)
     try:
+        files.root.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except filelock.Timeout as error:
         raise StudyBusyError(f"another process is running the study {files.root.name!r}") from error
+    except OSError as error:
+        accepted = "RAYSTUDY_HOME names the folder that studies are kept in; it has to be writable"
+        raise InputError(Problem("", in_words(error, files.root), accepted)) from error
     try:
         yield
     finally:
@@ -75,12 +116,16 @@ def exclusive(files: StudyPaths) -> Iterator[None]:
 
 @contextmanager
 def calling_card(files: StudyPaths) -> Iterator[None]:
-    """Leave word of which process runs the study, for `stop`."""
-    files.driver.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "started": time.time()}))
+    """Leave word of which process runs the study, for `stop`; a study runs without it where it cannot be written."""
+    try:
+        files.driver.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "started": time.time()}))
+    except OSError as error:
+        _log.warning("%s: `raystudy stop` will not find this process", in_words(error, files.driver))
     try:
         yield
     finally:
-        files.driver.unlink(missing_ok=True)
+        with suppress(OSError):
+            files.driver.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -101,6 +146,11 @@ def stopping_on_signals(director: Director) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def is_on_shared_ray() -> bool:
+    """Whether the studies of this process run on a Ray that others use too."""
+    return os.environ.get("RAY_ADDRESS", "local") not in ("", "local")
 
 
 @contextmanager

@@ -10,6 +10,7 @@ HOME/                         RAYSTUDY_HOME, else the user's data folder
     ├── writer.log            what the MLflow writer had to say
     ├── checkpoints/TRIAL/    last and best epoch of a trial
     └── logs/TRIAL.log        what a trial had to say
+~/.raystudy/head/             on a cluster's head: what supervises its MLflow server
 CACHE/                        RAYSTUDY_CACHE, else the user's cache folder: decoded images; safe to delete
 """
 

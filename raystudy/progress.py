@@ -6,19 +6,23 @@ First everything to be shown is computed into an immutable `Snapshot`, in the th
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from raystudy.driver import Watcher
+from raystudy.event_lines import event_to_text
 from raystudy.factors import Scalar
 from raystudy.records import Decided, Event, Reported, StudyEnded, StudyRecord, TrialEnded, TrialRecord, TrialState
-from raystudy.search.director import Director
 from raystudy.spec import StudySpec
+from raystudy.watcher import Watcher
+
+if TYPE_CHECKING:
+    from raystudy.search.director import Director
 
 STATE_STYLES: Mapping[str, str] = {
     "running": "cyan",
@@ -277,6 +281,28 @@ class PlainProgress(Watcher):
         best = f"; best {snapshot.best.score:.4f} ({snapshot.best.trial_id})" if snapshot.best else ""
         place = f"[{snapshot.over}/{snapshot.trials}] {trial.trial_id}"
         self.say(f"{place} {trial.state.value} after epoch {trial.epochs}{scored}{reason}{best}{left}")
+
+
+class EventStream(Watcher):
+    """Every event as a line of JSON on standard output, and what is said as lines on standard error: for other programs."""
+
+    def __init__(self, out: TextIO, err: TextIO) -> None:
+        """Print to two files."""
+        self._out, self._err = out, err
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        print(text, file=self._err, flush=True)
+
+    def recount(self, history: Sequence[Event]) -> None:
+        """Print what was before, so that whoever reads only this knows everything."""
+        for event in history:
+            print(event_to_text(event), file=self._out)
+        self._out.flush()
+
+    def __call__(self, event: Event) -> None:
+        """Print an event."""
+        print(event_to_text(event), file=self._out, flush=True)
 
 
 def event_line(event: Event) -> str:

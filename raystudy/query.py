@@ -5,13 +5,15 @@ Nothing heavy is imported before a study is opened.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from raystudy.errors import NotFoundError
 from raystudy.factors import Scalar
@@ -25,9 +27,11 @@ if TYPE_CHECKING:
     from raystudy.finetune.export import ExportedModel
     from raystudy.spec import StudySpec
     from raystudy.tracking.reader import StudyReader
+    from raystudy.tracking.rows import TrialRow
     from raystudy.tracking.store import StoredRun
-    from raystudy.tracking.tables import TrialRow
     from raystudy.tracking.where import Where
+
+_POLL_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,23 +136,114 @@ class StudyStatus:
         }
 
 
+class Control(Protocol):
+    """Whoever can do something about a study's driver."""
+
+    def state(self, name: str) -> StudyState | None:
+        """Return `queued` or `running` while a driver waits or runs, `interrupted` if none does; None if that is not known."""
+
+    def stop(self, name: str) -> None:
+        """Ask the driver to end cleanly."""
+
+    def resume(self, name: str) -> None:
+        """Start another driver."""
+
+
 class Study:
     """A study in MLflow, running or over. What may change is read anew at each call."""
 
-    def __init__(self, reader: StudyReader) -> None:
-        """Wrap `reader`; `open_study` is the way to get one."""
-        self._reader = reader
-        tags = reader.parent().tags
-        self.name = reader.name
-        self.metric, self.mode = tags[names.METRIC], tags[names.MODE]
+    def __init__(self, name: str, opening: Callable[[], StudyReader], control: Control | None = None) -> None:
+        """Prepare; `raystudy.open_study` is the way to get one.
+
+        Args:
+            name: the study.
+            opening: finds it in MLflow; called when it is first asked for, since a submitted study is not there at once.
+            control: what can stop and resume it.
+        """
+        self.name = name
+        self._opening, self._control = opening, control
 
     def __repr__(self) -> str:
-        return f"Study({self.name!r}, {address.redact(self._reader.store.uri)!r})"
+        return f"Study({self.name!r})"
+
+    @cached_property
+    def _reader(self) -> StudyReader:
+        return self._opening()
+
+    @cached_property
+    def _objective(self) -> tuple[str, str]:
+        tags = self._reader.parent().tags
+        return tags[names.METRIC], tags[names.MODE]
+
+    @property
+    def metric(self) -> str:
+        """The objective's metric."""
+        return self._objective[0]
+
+    @property
+    def mode(self) -> str:
+        """`max` or `min`."""
+        return self._objective[1]
 
     @property
     def state(self) -> StudyState:
-        """Where the study is in its life, as its driver last said."""
-        return StudyState(self._reader.parent().tags[names.STATE])
+        """Where the study is in its life, as its driver last said; on a cluster also whether one waits or is left."""
+        driver = self._control.state(self.name) if self._control else None
+        try:
+            recorded = StudyState(self._reader.parent().tags[names.STATE])
+        except NotFoundError:
+            if driver is None:
+                raise
+            return driver
+        # A driver that was killed said nothing; one that has just been started has said nothing yet.
+        if driver in (StudyState.QUEUED, StudyState.RUNNING) or (driver and recorded is StudyState.RUNNING):
+            return driver
+        return recorded
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether MLflow has heard of the study: one that was just submitted may have to wait for its driver."""
+        try:
+            return bool(self._reader)
+        except NotFoundError:
+            return False
+
+    def wait(self, timeout: float | None = None) -> StudyState:
+        """Wait until no driver waits or runs any more; return how the study ended.
+
+        Raises:
+            TimeoutError: after `timeout` seconds.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while (state := self.state) in (StudyState.QUEUED, StudyState.RUNNING):
+            if deadline is not None and time.monotonic() > deadline:
+                raise TimeoutError(f"the study {self.name!r} is still {state.value} after {timeout:g} s")
+            time.sleep(_POLL_S)
+        return state
+
+    def stop(self) -> None:
+        """Ask the study's driver to end cleanly; returns at once.
+
+        Raises:
+            NotFoundError: no driver runs, or it is not known where.
+        """
+        self._controlled().stop(self.name)
+
+    def resume(self) -> None:
+        """Start another driver: on a cluster returns when it has begun, on this machine when the study has ended.
+
+        Raises:
+            StudyBusyError: one is running.
+            NotFoundError: it is not known where the study runs.
+        """
+        self._controlled().resume(self.name)
+
+    def _controlled(self) -> Control:
+        if self._control is None:
+            raise NotFoundError(
+                f"the study {self.name!r} was not run on this machine: open it with address=, its cluster's dashboard"
+            )
+        return self._control
 
     @property
     def spec(self) -> StudySpec:
@@ -241,8 +336,8 @@ class Study:
             metric=self.metric,
             mode=self.mode,
             best=self._trial(ranked[0]) if ranked else None,
-            started=_time(parent.started),
-            ended=_ended(parent, state),
+            started=moment(parent.started),
+            ended=ended(parent, state),
             tracking_uri=address.redact(self._reader.store.uri),
             experiment_id=self._reader.experiment_id,
             run_id=self._reader.run_id,
@@ -275,101 +370,22 @@ class Study:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class StudyRow:
-    """A line of `raystudy list`.
+def lazy_study(name: str, tracking_uri: str | None = None, control: Control | None = None) -> Study:
+    """Return a study that is looked for when it is first asked for."""
 
-    Attributes:
-        name: the study.
-        state: as its driver last said.
-        trials: number of trials by state.
-        budget_trials: the number of trials it may start.
-        metric: the objective.
-        best: the best value of the objective, None if no trial ranks yet.
-        started: when its first driver started.
-        ended: when its last driver ended, None while it runs.
-        experiment_id: the study's experiment.
-        run_id: the study's parent run.
-    """
+    def opening() -> StudyReader:
+        from raystudy.tracking.reader import StudyReader, connect
 
-    name: str
-    state: StudyState
-    trials: Mapping[str, int]
-    budget_trials: int
-    metric: str
-    best: float | None
-    started: datetime
-    ended: datetime | None
-    experiment_id: str
-    run_id: str
+        return StudyReader(connect(address.study_uri(name, tracking_uri)), name)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain data: what `raystudy list --json` prints."""
-        return {
-            "name": self.name,
-            "state": self.state.value,
-            "trials": dict(self.trials),
-            "budget_trials": self.budget_trials,
-            "metric": self.metric,
-            "best": self.best,
-            "started": self.started.isoformat(),
-            "ended": None if self.ended is None else self.ended.isoformat(),
-            "experiment_id": self.experiment_id,
-            "run_id": self.run_id,
-        }
+    return Study(name, opening, control)
 
 
-def open_study(name: str, tracking_uri: str | None = None) -> Study:
-    """Open a study, running or over.
-
-    Args:
-        name: the study.
-        tracking_uri: where MLflow is; by default where the study was recorded if it was run here, then as for `run`.
-
-    Raises:
-        NotFoundError: there is no study of that name; near misses are named.
-        UnreachableError: the store does not answer.
-    """
-    from raystudy.tracking.reader import StudyReader, connect
-
-    return Study(StudyReader(connect(address.study_uri(name, tracking_uri)), name))
+def ended(parent: StoredRun, state: StudyState) -> datetime | None:
+    """Return when a study's last driver ended, None while one runs."""
+    return None if state is StudyState.RUNNING or parent.ended is None else moment(parent.ended)
 
 
-def list_studies(tracking_uri: str | None = None) -> list[StudyRow]:
-    """Return all studies in the tracking store, the latest first; none where there is no local store yet.
-
-    Raises:
-        UnreachableError: the store does not answer.
-    """
-    from raystudy.tracking.reader import StudyReader, connect, study_runs
-
-    try:
-        store = connect(address.tracking_uri(tracking_uri))
-    except NotFoundError:
-        return []
-    rows = [_study_row(Study(StudyReader(store, name))) for name in study_runs(store)]
-    return sorted(rows, key=lambda row: row.started, reverse=True)
-
-
-def _study_row(study: Study) -> StudyRow:
-    status = study.status()
-    return StudyRow(
-        name=status.name,
-        state=status.state,
-        trials=status.trials,
-        budget_trials=status.budget_trials,
-        metric=status.metric,
-        best=None if status.best is None else status.best.metrics[status.metric],
-        started=status.started,
-        ended=status.ended,
-        experiment_id=status.experiment_id,
-        run_id=status.run_id,
-    )
-
-
-def _ended(parent: StoredRun, state: StudyState) -> datetime | None:
-    return None if state is StudyState.RUNNING or parent.ended is None else _time(parent.ended)
-
-
-def _time(milliseconds: int) -> datetime:
+def moment(milliseconds: int) -> datetime:
+    """Return MLflow's milliseconds since 1970 as a time in UTC."""
     return datetime.fromtimestamp(milliseconds / 1000, UTC)

@@ -6,7 +6,7 @@ every query fold the same events into the same records with `StudyRecord.apply`,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any, ClassVar, Protocol
@@ -46,6 +46,8 @@ class StudyState(StrEnum):
     COMPLETED = "completed"
     INTERRUPTED = "interrupted"
     FAILED = "failed"
+    QUEUED = "queued"
+    """Submitted to a cluster and not started yet; no journal holds this state."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,7 @@ class StudyStarted(Event):
         fingerprint: identifies what decides the results; a resume must match it.
         version: of raystudy.
         data: what was found in the images: classes, counts, skipped images, fingerprint.
+        owner: who submitted it.
     """
 
     kind: ClassVar[str] = "study_started"
@@ -78,6 +81,7 @@ class StudyStarted(Event):
     fingerprint: str
     version: str
     data: Mapping[str, Any] = field(default_factory=dict)
+    owner: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +91,25 @@ class StudyResumed(Event):
     kind: ClassVar[str] = "study_resumed"
     spec: Mapping[str, Any]
     version: str
+
+
+@dataclass(frozen=True, slots=True)
+class StudyPlaced(Event):
+    """What `auto` came to on the machines at hand: CPUs and GPUs per trial, trials at a time at most."""
+
+    kind: ClassVar[str] = "study_placed"
+    cpu: int
+    gpu: float
+    concurrent: int
+
+
+@dataclass(frozen=True, slots=True)
+class StudyPaused(Event):
+    """The storage could not be written for `seconds`, which are over; they are no part of the study's time."""
+
+    kind: ClassVar[str] = "study_paused"
+    seconds: float
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,13 +141,17 @@ class TrialRetried(Event):
 
 @dataclass(frozen=True, slots=True)
 class Reported(Event):
-    """One row of metrics at the end of an epoch, and the host it was made on. All values are finite (rule 3)."""
+    """One row of metrics at the end of an epoch, and the host it was made on. All values are finite (rule 3).
+
+    `seconds`: how long the trial has held its CPUs and GPUs since the report before, or since it was handed out.
+    """
 
     kind: ClassVar[str] = "reported"
     trial_id: str
     epoch: int
     metrics: Mapping[str, float]
     node: str = ""
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +209,8 @@ EVENTS: Mapping[str, type[Event]] = {
     for cls in (
         StudyStarted,
         StudyResumed,
+        StudyPlaced,
+        StudyPaused,
         TrialStarted,
         TrialResumed,
         TrialRetried,
@@ -197,7 +226,7 @@ def event_from_json(data: Mapping[str, Any]) -> Event:
     """Rebuild an event from the journal's plain data; raise JournalError for an unknown or incomplete one."""
     values = dict(data)
     kind = values.pop("kind", None)
-    if kind not in EVENTS:
+    if not isinstance(kind, str) or kind not in EVENTS:
         raise JournalError(f"unknown event {kind!r}: the journal was written by a newer version of raystudy")
     try:
         if kind == Decided.kind:
@@ -224,6 +253,8 @@ class TrialRecord:
     ended: float | None = None
     node: str = ""
     retries: int = 0
+    gpu_seconds: float = 0.0
+    """GPUs held times seconds, up to the last report."""
     reports: dict[int, Reported] = field(default_factory=dict)
     decisions: dict[int, Decided] = field(default_factory=dict)
 
@@ -264,7 +295,9 @@ class StudyRecord:
     spec: Mapping[str, Any] = field(default_factory=dict)
     fingerprint: str = ""
     version: str = ""
+    owner: str = ""
     data: Mapping[str, Any] = field(default_factory=dict)
+    gpus_per_trial: float = 0.0
     state: StudyState = StudyState.RUNNING
     reason: str = ""
     started: float = 0.0
@@ -272,6 +305,8 @@ class StudyRecord:
     trials: dict[str, TrialRecord] = field(default_factory=dict)
     busy_seconds: float = 0.0
     """Wall time during which a driver was at work, over all resumes."""
+    gpu_seconds: float = 0.0
+    """GPUs held times seconds, over all trials."""
     last_time: float = 0.0
 
     @classmethod
@@ -291,9 +326,14 @@ class StudyRecord:
             case StudyStarted():
                 self.name, self.spec, self.fingerprint = event.name, event.spec, event.fingerprint
                 self.version, self.data, self.started = event.version, event.data, event.time
+                self.owner = event.owner
+            case StudyPlaced():
+                self.gpus_per_trial = event.gpu
             case StudyResumed():
                 self.spec, self.version = event.spec, event.version
                 self.state, self.ended, self.reason = StudyState.RUNNING, None, ""
+            case StudyPaused():
+                self.busy_seconds = max(0.0, self.busy_seconds - event.seconds)
             case StudyEnded():
                 self.state, self.reason, self.ended = event.state, event.reason, event.time
             case TrialStarted():
@@ -310,6 +350,8 @@ class StudyRecord:
                 self.trials[event.trial_id].retries += 1
             case Reported():
                 trial = self.trials[event.trial_id]
+                trial.gpu_seconds += event.seconds * self.gpus_per_trial
+                self.gpu_seconds += event.seconds * self.gpus_per_trial
                 trial.reports.setdefault(event.epoch, event)
                 trial.node = event.node or trial.node
             case Decided():
@@ -335,38 +377,6 @@ class StudyRecord:
             if trial.state.ranks and (value := trial.best_value(metric, mode)) is not None
         ]
         return [trial for *_, trial in sorted(scored, key=lambda row: row[:2])]
-
-
-@dataclass(frozen=True, slots=True)
-class Ticket:
-    """A trial as it is handed to whoever trains it.
-
-    Attributes:
-        trial_id: its id, the same in Ray, Optuna and MLflow.
-        number: its number in the study, from 0.
-        config: every hyperparameter: active factors, fixed values, defaults.
-    """
-
-    trial_id: str
-    number: int
-    config: Config
-
-
-class Training(Protocol):
-    """One trial being trained."""
-
-    def epochs(self) -> Iterator[Mapping[str, float]]:
-        """Yield the metrics of each epoch, `epoch` among them; after a crash the last known epoch may come again."""
-
-    def close(self) -> None:
-        """Free everything that the trial holds."""
-
-
-class Trainer(Protocol):
-    """Trains trials of one study in one process, one after another; travels to workers by pickle."""
-
-    def open(self, ticket: Ticket) -> Training:
-        """Prepare the trial; it continues from its last checkpoint if it has one."""
 
 
 class Observer(Protocol):

@@ -22,8 +22,8 @@ from raystudy.spec import StudySpec
 from raystudy.spec.text import dump_yaml, parse_yaml
 
 COMMANDS = [
-    "demo", "init", "validate", "schema", "run", "list", "status", "watch", "logs", "stop", "resume", "best", "trials",
-    "export", "verify", "ui",
+    "demo", "init", "validate", "schema", "run", "submit", "list", "status", "watch", "logs", "stop", "resume", "best",
+    "trials", "export", "verify", "ui",
 ]  # fmt: skip
 STUDY = {
     "name": "digits",

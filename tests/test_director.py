@@ -463,6 +463,22 @@ def test_a_study_stopped_by_hand_and_resumed_ends_as_the_undisturbed_one(after: 
     assert table(again.record) == table(undisturbed.record)
 
 
+def test_a_study_that_cannot_go_on_fails_with_the_reason_and_can_be_resumed() -> None:
+    trainer = ToyTrainer(4)
+    director, journal = direct(toy_spec())
+    run_on(director, trainer, trials=3)
+    begun = director.next_trial()
+    assert begun is not None
+    director.fail("no trial can be started: no module named 'torch'")
+    assert director.next_trial() is None
+    assert director.finish() is StudyState.FAILED
+    assert director.record.reason == "no trial can be started: no module named 'torch'"
+    assert director.record.trials[begun.trial_id].state is TrialState.INTERRUPTED
+    again, _ = conduct(toy_spec(), trainer, resumed(toy_spec(), journal))
+    undisturbed, _ = conduct(toy_spec(), trainer)
+    assert table(again.record) == table(undisturbed.record)
+
+
 def test_a_study_in_which_nothing_gave_a_result_has_failed_with_a_reason() -> None:
     spec = toy_spec(budget={"trials": 3, "epochs": 4})
     director, _ = conduct(spec, toy_trainer(spec, mishaps={0: "raise", 1: "raise", 2: "unopenable"}))

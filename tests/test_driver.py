@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -15,18 +16,21 @@ from typing import Any
 
 import filelock
 import pytest
+from disks import Disk
 from toys import Mishap, ToyTrainer, conduct, ends, table, toy_spec
 
-from raystudy import driver, host, paths
-from raystudy.driver import Setting, Watcher
+from raystudy import driver, host, paths, storage
+from raystudy.driver import Setting
 from raystudy.errors import (
     DataError,
     InputError,
+    JournalError,
     NotFoundError,
     Problem,
     RaystudyError,
     SpecError,
     StudyBusyError,
+    StudyInterrupted,
     UnreachableError,
 )
 from raystudy.paths import StudyPaths
@@ -34,6 +38,7 @@ from raystudy.records import (
     Event,
     Reported,
     StudyEnded,
+    StudyPaused,
     StudyRecord,
     StudyResumed,
     StudyStarted,
@@ -42,9 +47,12 @@ from raystudy.records import (
     TrialResumed,
     TrialState,
 )
+from raystudy.search.director import Director
 from raystudy.spec import StudySpec
+from raystudy.storage import Pause
 from raystudy.tracking.feeder import Ready
 from raystudy.tracking.journal import Journal, read_journal
+from raystudy.watcher import Watcher
 
 SPEC = toy_spec(keep_models=2)
 
@@ -246,18 +254,82 @@ def test_a_wrong_ray_address_is_told_at_once(monkeypatch: pytest.MonkeyPatch, ad
 
 
 def test_a_failure_in_the_middle_leaves_a_study_that_can_be_resumed(monkeypatch: pytest.MonkeyPatch) -> None:
-    written = Journal.append
+    written = Journal.append_patiently
 
-    def full_disk(journal: Journal, event: Event) -> None:
+    def limited(journal: Journal, event: Event) -> Pause | None:
         if isinstance(event, TrialEnded) and event.trial_id == "t0002":
-            raise OSError(28, "No space left on device")
-        written(journal, event)
+            raise JournalError("File too large")
+        return written(journal, event)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Journal, "append", full_disk)
-        with pytest.raises(OSError, match="No space left"):
+        patch.setattr(Journal, "append_patiently", limited)
+        with pytest.raises(JournalError, match="File too large"):
             driver.run(SPEC, inline())
     driver.resume("toy", None, inline())
+    assert table(StudyRecord.fold(events())) == undisturbed()
+
+
+# The storage is full or read-only
+
+
+class Filling(Watcher):
+    """Fills the disk up when a trial reports for the first time, and does something about it when the study pauses."""
+
+    def __init__(self, disk: Disk, trial_id: str, relief: Callable[[], None]) -> None:
+        self.said: list[str] = []
+        self._disk, self._trial_id, self._relief = disk, trial_id, relief
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Reported) and (event.trial_id, event.epoch) == (self._trial_id, 1):
+            self._disk.errors = [errno.ENOSPC] * 10_000
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+        if text.startswith("Paused"):
+            self._relief()
+
+
+@pytest.fixture
+def disk(home: Path, monkeypatch: pytest.MonkeyPatch) -> Disk:
+    monkeypatch.setattr(storage, "BACK_OFF_S", (0.001, 0.004))
+    disk = Disk(home / "studies" / "toy" / "journal.jsonl", monkeypatch, "write", "ftruncate")
+    disk.takes = 21
+    return disk
+
+
+def test_a_study_pauses_while_its_storage_is_full_and_goes_on(disk: Disk) -> None:
+    watcher = Filling(disk, "t0002", lambda: disk.errors.clear())
+    outcome = driver.run(SPEC, inline(), watcher)
+    assert outcome.state is StudyState.COMPLETED
+    told = [text for text in watcher.said if "journal.jsonl" in text]
+    assert [text.split(":")[0] for text in told[:1]] == ["Paused"]
+    assert len(told) == 2
+    assert told[1].startswith("Going on: ")
+    assert "journal.jsonl cannot be written: the storage is full (No space left on device)" in told[0]
+    assert table(StudyRecord.fold(events())) == undisturbed()
+    assert sum(isinstance(event, StudyPaused) for event in events()) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_study_that_is_paused_can_be_stopped_and_loses_nothing(disk: Disk, number: signal.Signals) -> None:
+    watcher = Filling(disk, "t0002", lambda: os.kill(os.getpid(), number))
+    with pytest.raises(StudyInterrupted, match=r"the storage is full .* `raystudy resume toy` continues it") as caught:
+        driver.run(SPEC, inline(), watcher)
+    assert caught.value.exit_code == 130
+    assert StudyRecord.fold(events()).trials["t0002"].state is TrialState.RUNNING
+    disk.errors = []
+    assert driver.resume("toy", None, inline()).state is StudyState.COMPLETED
+    assert table(StudyRecord.fold(events())) == undisturbed()
+
+
+def test_a_stop_of_a_paused_study_is_written_if_there_is_room_by_then(disk: Disk) -> None:
+    def relieve_and_stop() -> None:
+        disk.errors = disk.errors[:1]
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    outcome = driver.run(SPEC, inline(), Filling(disk, "t0002", relieve_and_stop))
+    assert (outcome.state, outcome.reason) == (StudyState.INTERRUPTED, "terminated (SIGTERM)")
+    assert driver.resume("toy", None, inline()).state is StudyState.COMPLETED
     assert table(StudyRecord.fold(events())) == undisturbed()
 
 
@@ -344,6 +416,21 @@ def test_resume_of_a_finished_study_does_nothing_but_bring_mlflow_up_to_date(fee
     assert again == first
     assert StudyPaths.of("toy").journal.read_bytes() == before
     assert feeder.calls == [f"start {paths.local_tracking_uri()}", "wait_ready", "close", "finish", "finish"]
+
+
+def test_a_study_in_which_no_process_came_up_is_resumed_without_changes() -> None:
+    class Breaking(Watcher):
+        def begin(self, director: Director) -> None:
+            self.director = director
+
+        def __call__(self, event: Event) -> None:
+            if isinstance(event, Reported) and event.trial_id == "t0001":
+                self.director.fail("no trial can be started")
+
+    outcome = driver.run(SPEC, inline(), Breaking())
+    assert (outcome.state, outcome.reason) == (StudyState.FAILED, "no trial can be started")
+    assert driver.resume("toy", None, inline()).state is StudyState.COMPLETED
+    assert table(StudyRecord.fold(events())) == undisturbed()
 
 
 def test_resume_of_a_grid_that_is_used_up_does_nothing() -> None:

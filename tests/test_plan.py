@@ -4,9 +4,11 @@ import dataclasses
 import io
 import itertools
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,12 +18,14 @@ from hypothesis import strategies as st
 from rich.console import Console
 from tiny import build_tiny_backbone, tiny_data
 
+from raystudy.cli import main
 from raystudy.data import PreparedData
 from raystudy.data.prepared import BadImage
 from raystudy.finetune.backbone import BackboneInfo
 from raystudy.finetune.probe import BackboneSpeed, Probe
-from raystudy.plan import Plan, make_plan, plan_to_dict, render_plan
-from raystudy.plan.cost import local_concurrency
+from raystudy.plan import Plan, Room, make_plan, plan_to_dict, render_plan
+from raystudy.plan.contents import CostPlan, TimePlan
+from raystudy.plan.cost import local_room
 from raystudy.plan.forecast import cell_shares, count_grid, expected_trials, forecast
 from raystudy.space import Space
 from raystudy.spec import StudySpec
@@ -43,11 +47,16 @@ def tiny_info() -> BackboneInfo:
 
 
 def plan_of(
-    factors: Mapping[str, Any] | None = None, *, data: PreparedData | None = None, probe: Probe | None = None, **sections: Any
+    factors: Mapping[str, Any] | None = None,
+    *,
+    data: PreparedData | None = None,
+    probe: Probe | None = None,
+    room: Room | None = None,
+    **sections: Any,
 ) -> Plan:
     spec, space = study(factors, **sections)
     infos = [dataclasses.replace(tiny_info(), name=name) for name in spec.backbones]
-    return make_plan(spec, space, data or tiny_data(n_validation=120), probe=probe, backbones=infos, cores=4)
+    return make_plan(spec, space, data or tiny_data(n_validation=120), probe=probe, backbones=infos, cores=4, room=room)
 
 
 def made_probe(*, gpus: int = 0, names: tuple[str, ...] = ("resnet18",)) -> Probe:
@@ -282,6 +291,8 @@ def test_steps_of_an_epoch_count_the_full_split_unless_the_unit_is_the_subset() 
 def test_the_plan_is_plain_data_for_json() -> None:
     plan = plan_of(early_stopping=asha(), probe=made_probe())
     content = json.loads(json.dumps(plan_to_dict(plan), allow_nan=False))
+    assert content["cost"]["unit"] == "CPU-hours"
+    assert content["gpu_hours"] is None
     assert content["trials"] == plan.trials
     assert content["backbones"][0]["depths"][4]["unit"] == "pool"
 
@@ -289,6 +300,17 @@ def test_the_plan_is_plain_data_for_json() -> None:
 def test_planning_imports_neither_torch_nor_ray_nor_mlflow_nor_rich() -> None:
     code = "import sys, raystudy.plan; print({'torch', 'ray', 'mlflow', 'rich'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "set()"
+
+
+def test_a_study_on_standard_input_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("RAYSTUDY_CACHE", str(tmp_path))
+    spec, _ = study(backbone="efficientnet_lite0", data={"source": "sklearn:digits", "image_size": 32})
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(spec.to_yaml().encode())))
+    with pytest.raises(SystemExit, match="0"):
+        main(["validate", "-", "--no-probe"])
+    assert capsys.readouterr().out.endswith("s is right; nothing was started\n")
 
 
 # Time
@@ -322,22 +344,102 @@ def test_the_study_takes_at_least_as_long_as_one_whole_trial() -> None:
 
 
 @pytest.mark.parametrize(
-    ("resources", "gpus", "concurrent"),
+    ("resources", "gpus", "gpu", "concurrent", "abreast"),
     [
-        ({"cpu": 1}, 0, 8),
-        ({"cpu": 3}, 0, 2),
-        ({"cpu": 16}, 0, 1),
-        ({"concurrent": 2}, 0, 2),
-        ({"concurrent": 100}, 0, 8),
-        ({"cpu": 1}, 2, 2),
-        ({"gpu": 0.25}, 2, 2),  # sharing a GPU is sharing its speed
-        ({"gpu": 2}, 4, 2),
-        ({"gpu": 0}, 2, 8),
+        ({"cpu": 1}, 0, 0, 8, 8),
+        ({"cpu": 3}, 0, 0, 2, 2),
+        ({"cpu": 16}, 0, 0, 1, 1),
+        ({"concurrent": 2}, 0, 0, 2, 2),
+        ({"concurrent": 100}, 0, 0, 8, 8),
+        ({"cpu": 1}, 2, 1, 2, 2),
+        ({"gpu": 0.25}, 2, 0.25, 8, 2),  # sharing a GPU is sharing its speed
+        ({"gpu": 0.25, "cpu": 4}, 1, 0.25, 2, 1),
+        ({"gpu": 0.25, "concurrent": 1}, 2, 0.25, 1, 1),
+        ({"gpu": 2}, 4, 2, 2, 2),
+        ({"gpu": 0}, 2, 0, 8, 8),
+        ({"gpu": 1}, 0, 0, 8, 8),  # a machine without a GPU was measured
     ],
 )
-def test_as_many_trials_run_as_fit(resources: dict[str, Any], gpus: int, concurrent: int) -> None:
+def test_as_many_trials_run_as_fit(resources: dict[str, Any], gpus: int, gpu: float, concurrent: int, abreast: int) -> None:
     spec, _ = study(resources=resources)
-    assert local_concurrency(spec, made_probe(gpus=gpus), cores=8) == concurrent
+    room = local_room(spec, made_probe(gpus=gpus), cores=8)
+    assert room == Room(spec.resources.cpu, gpu, concurrent, abreast)
+
+
+# GPU-hours and money
+
+WORK_S = 16 * 25 + 8 * 3
+"""Eight trials of two epochs of 25 s, each set up in 3 s."""
+
+
+def estimate_of(
+    resources: dict[str, Any], *, gpus: int = 0, room: Room | None = None, **sections: Any
+) -> tuple[TimePlan, CostPlan]:
+    sections = {"fixed": {"batch_size": 10}, "budget": {"trials": 8, "epochs": 2}, **sections}
+    plan = plan_of(resources=resources, probe=made_probe(gpus=gpus), room=room, **sections)
+    assert plan.time is not None
+    assert plan.cost is not None
+    return plan.time, plan.cost
+
+
+@pytest.mark.parametrize(
+    ("resources", "gpus", "unit", "per_trial", "seconds"),
+    [
+        ({}, 0, "CPU-hours", 1, WORK_S),
+        ({"cpu": 2}, 0, "CPU-hours", 2, 2 * WORK_S),
+        ({"cpu": 2, "gpu": 0}, 1, "CPU-hours", 2, 2 * WORK_S),
+        ({"cpu": 2}, 1, "GPU-hours", 1, WORK_S),
+        ({"gpu": 2}, 4, "GPU-hours", 2, 2 * WORK_S),
+        ({"gpu": 0.25}, 1, "GPU-hours", 0.25, WORK_S),  # a quarter of a GPU for four times as long
+        ({"gpu": 0.25, "concurrent": 1}, 1, "GPU-hours", 0.25, WORK_S / 4),  # all of its speed
+        ({"gpu": 0.5, "concurrent": 3}, 1, "GPU-hours", 0.5, WORK_S),
+    ],
+)
+def test_hours_are_those_for_which_trials_hold_their_processors(
+    resources: dict[str, Any], gpus: int, unit: str, per_trial: float, seconds: float
+) -> None:
+    _, cost = estimate_of(resources, gpus=gpus)
+    assert (cost.unit, cost.per_trial) == (unit, per_trial)
+    assert cost.hours == pytest.approx(seconds / 3600)
+    assert cost.hours == cost.hours_without_stopping
+    assert cost.hours_range == (cost.hours, cost.hours)
+    assert (cost.price, cost.money, cost.money_range, cost.money_without_stopping) == (None, None, None, None)
+
+
+def test_hours_and_money_follow_from_the_expected_epochs() -> None:
+    plan = plan_of(**CLEAN, resources={"gpu_hour_price": 7200}, probe=made_probe(gpus=1))
+    low, high = plan.forecast.epochs_range
+    assert plan.cost is not None
+
+    def hours(epochs: float) -> float:
+        return (epochs * 25 + 40 * 3) / 3600
+
+    assert plan.cost.hours == pytest.approx(hours(plan.forecast.epochs))
+    assert plan.cost.hours_range == pytest.approx((hours(low), hours(high)))
+    assert plan.cost.hours_without_stopping == pytest.approx(hours(40 * 9))
+    assert plan.cost.money == pytest.approx(7200 * plan.cost.hours)
+    assert plan.cost.money_range == pytest.approx((7200 * hours(low), 7200 * hours(high)))
+    assert plan.cost.money_without_stopping == pytest.approx(7200 * hours(40 * 9))
+
+
+def test_where_no_gpu_is_used_a_price_of_gpus_costs_nothing() -> None:
+    _, cost = estimate_of({"gpu_hour_price": 2})
+    assert cost.money is None
+
+
+def test_on_a_cluster_its_slots_count_not_this_machines_cores() -> None:
+    time, cost = estimate_of({"gpu_hour_price": 2}, room=Room(2, 1.0, 6, 6, node="gpu-7"))
+    assert (time.node, time.concurrent) == ("gpu-7", 6)
+    assert time.seconds == pytest.approx(max(WORK_S / 6, 3 + 2 * 25))
+    assert cost.unit == "GPU-hours"
+    assert cost.hours == pytest.approx(WORK_S / 3600)
+    assert cost.money == pytest.approx(WORK_S / 1800)
+
+
+def test_no_more_trials_run_at_a_time_than_there_are() -> None:
+    time, cost = estimate_of({"gpu": 0.1}, room=Room(1, 0.1, 100, 10))
+    assert time.concurrent == 8
+    assert cost.hours == pytest.approx(0.1 * WORK_S / 3600)  # each has a GPU to itself
 
 
 # Warnings
@@ -383,7 +485,19 @@ DOUBTS: list[tuple[str, dict[str, Any]]] = [
         {"factors": {"tuned_unit": {"int": [-1, 3]}, "frozen_depth": {"int": [0, "max"]}}},
     ),
     ("an epoch is a single optimiser step", {"fixed": {"batch_size": 64}}),
-    ("budget.hours is 0.05: about", {"budget": {"trials": 40, "epochs": 9, "hours": 0.05}, "probe": made_probe()}),
+    ("budget.gpu_hours limits nothing", {"budget": {"trials": 40, "epochs": 9, "gpu_hours": 5}, "resources": {"gpu": 0}}),
+    (
+        "GPU-hours and budget.gpu_hours is 0.5: about 65 %",
+        {"budget": {"trials": 40, "epochs": 9, "gpu_hours": 0.5}, "probe": made_probe(gpus=1)},
+    ),
+    (
+        "on the cluster and budget.hours is 0.05",
+        {"budget": {"trials": 40, "epochs": 9, "hours": 0.05}, "probe": made_probe(), "room": Room(1, 0, 4, 4, node="n")},
+    ),
+    (
+        "on this machine and budget.hours is 0.05: about",
+        {"budget": {"trials": 40, "epochs": 9, "hours": 0.05}, "probe": made_probe()},
+    ),
 ]
 
 
@@ -394,6 +508,12 @@ def test_a_sound_study_raises_no_doubts() -> None:
         "momentum": {"uniform": [0.8, 0.9], "when": {"optimizer": "sgd"}},
     }
     assert plan_of(factors, **CLEAN, probe=made_probe()).warnings == ()
+
+
+@pytest.mark.parametrize("gpus", [0, 1])
+def test_a_sufficient_budget_of_gpu_hours_raises_no_doubts(gpus: int) -> None:
+    sections = {**CLEAN, "budget": {"trials": 40, "epochs": 9, "gpu_hours": 100}}
+    assert plan_of(**sections, probe=made_probe(gpus=gpus)).warnings == ()
 
 
 @pytest.mark.parametrize(("words", "sections"), DOUBTS, ids=[words[:40] for words, _ in DOUBTS])
@@ -420,9 +540,12 @@ def test_backbones_of_different_depths_are_pointed_out() -> None:
 
 @pytest.mark.parametrize("width", [80, 100])
 def test_every_part_of_the_plan_is_shown_within_the_width(width: int) -> None:
-    plan = plan_of({"frozen_depth": {"int": [0, "max"]}, **LEARNING_RATE}, **CLEAN, probe=made_probe())
+    sections = {**CLEAN, "resources": {"gpu_hour_price": 1234.5}, "budget": {"trials": 4000, "epochs": 9, "gpu_hours": 1e6}}
+    room = Room(4, 1.0, 64, 64, node="ip-10-0-17-254.eu-central-1.compute.internal")
+    plan = plan_of({"frozen_depth": {"int": [0, "max"]}, **LEARNING_RATE}, **sections, probe=made_probe(), room=room)
     text = text_of(plan, width)
     assert max(map(len, text.splitlines())) <= width
+    words = " ".join(text.split())  # lines may be broken anywhere between words
     for part in (
         "class 0",
         "pool (linear probe)",
@@ -431,10 +554,66 @@ def test_every_part_of_the_plan_is_shown_within_the_width(width: int) -> None:
         "tpe, seed 0",
         "asha",
         "an epoch (",
-        "time here",
+        "time on cluster",
+        "GPU-hours",
+        "money",
+        "GPU budget 1,000,000 GPU-hours",
     ):
-        assert part in text
+        assert part in words
     assert "…" not in text  # nothing was cut off
+
+
+def rows_of(plan: Plan) -> dict[str, str]:
+    """Return the rows under the heading Cost, by their names."""
+    lines = text_of(plan, width=140).split("\nCost  ")[1].splitlines()[1:]
+    rows = [re.split(r"  +", line.strip(), maxsplit=1) for line in lines if line.startswith("  ") and line.strip()]
+    return {row[0]: row[1] for row in rows if len(row) == 2}
+
+
+def with_cost(**changes: Any) -> Plan:
+    plan = plan_of(**CLEAN, resources={"gpu_hour_price": 2}, probe=made_probe(gpus=1))
+    assert plan.cost is not None
+    return dataclasses.replace(plan, cost=dataclasses.replace(plan.cost, **changes), warnings=())
+
+
+def test_gpu_hours_and_money_are_shown_with_their_ranges_and_without_stopping() -> None:
+    plan = with_cost(
+        hours=1234.56, hours_range=(20.04, 1999.5), hours_without_stopping=0.012345 + 1e6,
+        price=1234.5, money=1234567.891, money_range=(0.005, 12.3), money_without_stopping=2e6,
+    )  # fmt: skip
+    rows = rows_of(plan)
+    assert rows["GPU-hours"] == "about 1,235 (20 to 2,000), 1,000,000 without stopping"
+    assert rows["money"] == "about 1,234,567.89 (0.01 to 12.30), 2,000,000.00 without stopping, at 1,234.5 a GPU-hour"
+    assert "CPU-hours" not in rows
+
+
+def test_what_is_certain_or_unknown_is_not_shown() -> None:
+    rows = rows_of(with_cost(unit="CPU-hours", hours=3.0, hours_range=(3.0, 3.0), hours_without_stopping=3.0, money=None))
+    assert rows["CPU-hours"] == "about 3"
+    assert not {"money", "GPU-hours", "GPU budget", "time budget"} & rows.keys()
+
+
+def test_the_cluster_and_its_measured_node_are_named() -> None:
+    rows = rows_of(plan_of(**CLEAN, probe=made_probe(), room=Room(1, 1.0, 6, 6, node="gpu-7")))
+    assert rows["measured"].startswith("CPU, 1 thread a trial, float32, on gpu-7: about 25 s an epoch")
+    assert rows["time on cluster"].endswith("6 trials at a time")
+    assert "time here" not in rows
+
+
+def test_budgets_are_shown() -> None:
+    rows = rows_of(plan_of(budget={"hours": 4, "gpu_hours": 1250.5}, probe=made_probe(gpus=1)))
+    assert (rows["time budget"], rows["GPU budget"]) == ("4 h", "1,250.5 GPU-hours")
+
+
+def test_without_a_probe_everything_else_is_shown() -> None:
+    plan = plan_of(**CLEAN, resources={"gpu_hour_price": 2})
+    assert (plan.time, plan.cost) == (None, None)
+    rows = rows_of(plan)
+    assert rows["time and cost"] == "not estimated (no probe)"
+    assert {"with stopping", "expected trials"} <= rows.keys()
+    assert not {"GPU-hours", "CPU-hours", "money"} & rows.keys()
+    assert "asha, rungs at epoch 1, 3" in text_of(plan)
+    assert "40 trials of up to 9 epochs" in text_of(plan)
 
 
 def test_names_from_outside_are_shown_as_they_are() -> None:

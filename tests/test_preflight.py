@@ -131,6 +131,95 @@ def test_changes_by_key_path_are_checked_and_none_leave_the_study_as_it_is() -> 
     assert places(lambda: preflight.changing({"budget.trials": 0}, title="x")(spec)) == ["budget.trials"]
 
 
+# A study that another machine will run
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"data__source": "folder:/data/flowers"},
+        {"data__source": "folder:s3://bucket/flowers"},
+        {"data__source": "folder:gs://bucket/flowers"},
+        {"data__source": "parquet:/data/a.parquet#image,label"},
+        {"data__source": "parquet:s3://bucket/a.parquet"},
+        {"data__source": "idx:/data/mnist"},
+        {"data__source": "sklearn:digits"},
+        {"data__source": "folder:/data/a", "data__validation": "folder:/data/b", "data__test": "folder:s3://bucket/c"},
+        {"backbone": "resnet18@file:/weights/mine.safetensors"},
+        {"backbone": "file:/weights/mine.safetensors"},
+        {"backbone": ["resnet18", "file:/weights/mine.safetensors"]},
+    ],
+)
+def test_what_only_a_cluster_can_see_is_left_for_it_to_check(change: dict[str, Any]) -> None:
+    data = changed(factors={"learning_rate": {"uniform": [0.001, 0.1]}}, **change)
+    if "backbone" in change or "/data" in str(change):
+        assert places(lambda: preflight.check(data))  # they are not on this machine
+    assert preflight.check(data, is_here=False).to_dict() == data
+
+
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        ({"data__source": "folder:flowers"}, "data.source"),
+        ({"data__source": "folder:./flowers"}, "data.source"),
+        ({"data__source": "folder:~/flowers"}, "data.source"),
+        ({"data__source": "parquet:a.parquet#image,label"}, "data.source"),
+        ({"data__source": "idx:../mnist"}, "data.source"),
+        ({"data__validation": "folder:flowers"}, "data.validation"),
+        ({"data__test": "folder:~ada/flowers"}, "data.test"),
+        ({"backbone": "resnet18@file:mine.safetensors"}, "backbone"),
+        ({"backbone": "file:~/mine.safetensors"}, "backbone"),
+        ({"backbone": ["resnet18", "resnet34@file:./mine.pth"]}, "backbone[1]"),
+    ],
+)
+def test_a_path_that_means_a_place_on_this_machine_is_refused_for_a_cluster(change: dict[str, Any], place: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        preflight.check(changed(**change), is_here=False)
+    (problem,) = caught.value.problems
+    assert problem.where == place
+    assert "which the cluster cannot see" in problem.what
+    assert "begins with /, or s3:// or gs://" in problem.accepted
+
+
+def test_a_path_is_refused_for_a_cluster_even_where_it_exists_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "flowers" / "rose").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    data = changed(data__source="folder:flowers")
+    assert preflight.check(data).data.source == "folder:flowers"
+    assert places(lambda: preflight.check(data, is_here=False)) == ["data.source"]
+
+
+@pytest.mark.parametrize(
+    ("change", "place", "words"),
+    [
+        ({"data__source": "foldr:/data"}, "data.source", "did you mean folder:/data"),
+        ({"data__source": "folder:"}, "data.source", "nothing follows"),
+        ({"data__source": "sklearn:digit"}, "data.source", "digits"),
+        ({"backbone": "resnet81"}, "backbone", "did you mean 'resnet18'"),
+        ({"backbone": "resnt18@file:/weights/mine.safetensors"}, "backbone", "did you mean 'resnet18'"),
+        ({"backbone": ["resnet18", "resnet43"]}, "backbone[1]", "did you mean 'resnet34'"),
+        ({"budget__trails": 3}, "budget.trails", "did you mean trials"),
+        ({"factors__frozen_depth": {"int": [0, 19]}}, "factors.frozen_depth.int[1]", "18 units"),
+    ],
+)
+def test_what_can_be_known_here_is_refused_for_a_cluster_as_well(change: dict[str, Any], place: str, words: str) -> None:
+    with pytest.raises(SpecError, match=words) as caught:
+        preflight.check(changed(**change), is_here=False)
+    assert [problem.where for problem in caught.value.problems] == [place]
+
+
+def test_depths_are_left_to_the_cluster_where_only_its_file_says_how_many_units_there_are() -> None:
+    deep = {"int": [0, 900]}
+    data = changed(backbone="file:/weights/mine.safetensors", factors__frozen_depth=deep)
+    assert preflight.check(data, is_here=False).to_dict() == data
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(studies())
+def test_a_study_that_is_right_here_is_right_for_a_cluster(data: Plain) -> None:
+    assert preflight.check(data, is_here=False) == preflight.check(data)
+
+
 WITHOUT_TORCH = """
 import sys
 from pathlib import Path

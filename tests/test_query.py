@@ -1,8 +1,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from itertools import chain, repeat
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,16 +16,31 @@ from journals import SPEC, Clock, config_of, metrics_of, spec_dict, started, stu
 from stores import Server, empty_store, feed, free_port
 from tiny import build_tiny_backbone, tiny_data, tiny_run
 
-from raystudy.errors import InputError, NotFoundError, UnreachableError
+from raystudy import host, query, studies
+from raystudy.errors import InputError, NotFoundError, StudyBusyError, UnreachableError
 from raystudy.factors import Scalar
+from raystudy.listing import list_studies
 from raystudy.paths import StudyPaths
-from raystudy.query import Study, list_studies, open_study
-from raystudy.records import Config, Event, Reported, StudyRecord, StudyState, TrialRecord, TrialStarted, TrialState
+from raystudy.query import Study
+from raystudy.records import (
+    Config,
+    Event,
+    Reported,
+    StudyPlaced,
+    StudyRecord,
+    StudyState,
+    TrialRecord,
+    TrialStarted,
+    TrialState,
+)
 from raystudy.spec import StudySpec
+from raystudy.studies import open_study
 from raystudy.tracking import names
 from raystudy.tracking.models import KeptModel, load_kept, read_model, write_model
 from raystudy.tracking.reader import StudyReader, connect
-from raystudy.tracking.tables import TrialRow, reports_table, trials_table
+from raystudy.tracking.rows import TrialRow
+from raystudy.tracking.store import Store
+from raystudy.tracking.tables import reports_table, trials_table
 from raystudy.tracking.where import parse_where
 
 N_TRIALS = 12
@@ -101,7 +120,7 @@ def test_best_is_the_ranking_of_the_journal(record: StudyRecord, study: Study) -
 @pytest.mark.parametrize("k", [0, 1, 3, 99])
 def test_best_is_the_same_however_few_are_fetched_at_a_time(study: Study, monkeypatch: pytest.MonkeyPatch, k: int) -> None:
     at_once = study.best(k)
-    monkeypatch.setattr("raystudy.tracking.store._SMALL_PAGE", 2)
+    monkeypatch.setattr("raystudy.tracking.store.SMALL_PAGE", 2)
     assert study.best(k) == at_once
     assert len(at_once) == min(k, 8)
 
@@ -200,6 +219,186 @@ def test_all_studies_are_listed(record: StudyRecord, uri: str) -> None:
 
 
 @pytest.mark.usefixtures("record")
+def test_a_line_of_the_list_says_whose_study_it_is_and_what_it_has_used(uri: str, home: Path) -> None:
+    clock = Clock()
+    opening = started(clock, spec_dict(name="owned"))
+    events = [
+        replace(opening, owner="ada"),
+        StudyPlaced(clock(), 1, 0.5, 2),
+        *map(with_seconds, trial_events(clock, 0, epochs=4)),
+        *trial_events(clock, 1, epochs=1, state=TrialState.RUNNING),
+    ]
+    record = feed(StudyPaths(home / "owned"), uri, events)
+    (row,) = (row for row in list_studies(uri) if row.name == "owned")
+    assert (row.owner, row.gpu_hours, row.state, row.ended) == ("ada", 0.5, StudyState.RUNNING, None)
+    assert (row.trials, row.budget_trials, row.metric) == ({"running": 1, "completed": 1}, 6, "val_accuracy")
+    assert row.best == record.trials["t0000"].best_value("val_accuracy", "max")
+    data = row.to_dict()
+    assert (data["owner"], data["gpu_hours"], data["started"]) == ("ada", 0.5, row.started.isoformat())
+
+
+def with_seconds(event: Event) -> Event:
+    return replace(event, seconds=900.0) if isinstance(event, Reported) else event
+
+
+@pytest.mark.usefixtures("record")
+def test_the_list_asks_about_all_studies_at_once(uri: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import MlflowClient
+
+    for number in range(5):
+        feed(StudyPaths(home / f"m{number}"), uri, [started(Clock(), spec_dict(name=f"many{number}"))])
+    asked: Counter[str] = Counter()
+
+    def counted(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            asked[name] += 1
+            return method(*arguments, **options)
+
+        return call
+
+    for name, method in vars(MlflowClient).items():
+        if callable(method) and not name.startswith("_"):
+            monkeypatch.setattr(MlflowClient, name, counted(name, method))
+    assert {f"many{number}" for number in range(5)} <= {row.name for row in list_studies(uri)}
+    assert asked == {"search_experiments": 1, "search_runs": 1}
+
+
+# Where a study is in its life, and what can be done about it
+
+
+class Driver:
+    """Stands for what a cluster knows of a study's driver."""
+
+    def __init__(self, states: Iterator[StudyState | None]) -> None:
+        self.states, self.calls = states, list[str]()
+
+    def state(self, name: str) -> StudyState | None:
+        assert name
+        return next(self.states)
+
+    def stop(self, name: str) -> None:
+        self.calls.append(f"stop {name}")
+
+    def resume(self, name: str) -> None:
+        self.calls.append(f"resume {name}")
+
+
+def study_with(uri: str, name: str, *states: StudyState | None) -> tuple[Study, Driver]:
+    """Return a study whose driver is in these states, one after another, and in the last one from then on."""
+    driver = Driver(chain(states, repeat(states[-1])))
+    return Study(name, lambda: reader_of(uri, name), driver), driver
+
+
+@pytest.mark.usefixtures("record")
+@pytest.mark.parametrize(
+    ("recorded", "driver", "state"),
+    [
+        ("running", None, "running"),
+        ("running", "queued", "queued"),
+        ("running", "running", "running"),
+        ("running", "interrupted", "interrupted"),  # it was killed, and could not say so
+        ("completed", None, "completed"),
+        ("completed", "queued", "queued"),  # it was resumed
+        ("completed", "running", "running"),
+        ("completed", "interrupted", "completed"),
+        ("nowhere", "queued", "queued"),
+        ("nowhere", "running", "running"),
+        ("nowhere", "interrupted", "interrupted"),
+    ],
+)
+def test_the_state_is_what_the_driver_is_doing_else_what_it_last_said(
+    uri: str, recorded: str, driver: str | None, state: str
+) -> None:
+    name = {"running": "running", "completed": "digits", "nowhere": "nowhere"}[recorded]
+    study, _ = study_with(uri, name, StudyState(driver) if driver else None)
+    assert study.state is StudyState(state)
+    assert study.is_recorded is (recorded != "nowhere")
+
+
+@pytest.mark.usefixtures("record")
+def test_a_study_that_neither_mlflow_nor_the_cluster_knows_is_not_there(uri: str) -> None:
+    study, _ = study_with(uri, "nowhere", None)
+    with pytest.raises(NotFoundError, match="there is no study 'nowhere'"):
+        _ = study.state
+    with pytest.raises(NotFoundError, match="there is no study 'nowhere'"):
+        study.wait()
+
+
+@pytest.mark.usefixtures("record")
+def test_waiting_ends_when_no_driver_waits_or_runs_any_more(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(query, "_POLL_S", 0.0)
+    queued, running, gone = StudyState.QUEUED, StudyState.RUNNING, StudyState.INTERRUPTED
+    study, driver = study_with(uri, "digits", queued, queued, running, running, gone)
+    assert study.wait(timeout=600) is StudyState.COMPLETED
+    assert next(driver.states) is gone
+    assert study_with(uri, "nowhere", queued, running, gone)[0].wait() is StudyState.INTERRUPTED
+
+
+@pytest.mark.usefixtures("record")
+@pytest.mark.parametrize("state", [StudyState.QUEUED, StudyState.RUNNING])
+def test_waiting_ends_after_its_timeout(uri: str, monkeypatch: pytest.MonkeyPatch, state: StudyState) -> None:
+    monkeypatch.setattr(query, "_POLL_S", 0.0)
+    study, driver = study_with(uri, "digits", state)
+    with pytest.raises(TimeoutError, match=f"the study 'digits' is still {state.value} after 0.01 s"):
+        study.wait(timeout=0.01)
+    assert driver.calls == []
+
+
+@pytest.mark.usefixtures("record")
+def test_a_study_is_stopped_and_resumed_where_it_runs(uri: str) -> None:
+    study, driver = study_with(uri, "digits", None)
+    study.stop()
+    study.resume()
+    assert driver.calls == ["stop digits", "resume digits"]
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("RAYSTUDY_HOME", str(tmp_path / "elsewhere"))
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+    return tmp_path / "elsewhere"
+
+
+@pytest.mark.usefixtures("elsewhere")
+@pytest.mark.parametrize("call", [Study.stop, Study.resume])
+def test_a_study_of_another_machine_cannot_be_stopped_or_resumed_without_its_cluster(
+    study: Study, call: Callable[[Study], None]
+) -> None:
+    with pytest.raises(NotFoundError, match="'digits' was not run on this machine: open it with address=, its cluster's"):
+        call(study)
+
+
+@pytest.mark.usefixtures("record")
+def test_a_study_of_this_machine_is_stopped_and_resumed_here(elsewhere: Path, uri: str) -> None:
+    assert elsewhere == StudyPaths.of("digits").root.parents[1]
+    StudyPaths.of("digits").root.mkdir(parents=True)
+    StudyPaths.of("digits").journal.touch()
+    study = open_study("digits", uri)
+    assert study.state is StudyState.COMPLETED
+    with pytest.raises(NotFoundError, match="nobody is running the study 'digits'"):
+        study.stop()
+    with host.exclusive(StudyPaths.of("digits")), pytest.raises(StudyBusyError, match="another process is running"):
+        study.resume()
+
+
+@pytest.mark.usefixtures("record", "elsewhere")
+def test_a_cluster_is_asked_only_about_what_it_alone_knows(uri: str) -> None:
+    nobody = f"http://127.0.0.1:{free_port()}"
+    study = open_study("digits", uri, address=nobody)
+    assert len(study.best(3)) == 3
+    assert study.status().state is StudyState.COMPLETED
+    for call in (lambda: study.state, study.wait, study.stop, study.resume):
+        with pytest.raises(UnreachableError, match=f"no Ray dashboard answers at {nobody}"):
+            call()
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_a_wrong_address_of_a_cluster_is_found_before_mlflow_is_asked() -> None:
+    with pytest.raises(InputError, match="--address: got 'head'"):
+        studies.open_study("digits", f"http://127.0.0.1:{free_port()}", address="head")
+
+
+@pytest.mark.usefixtures("record")
 def test_an_unknown_study_names_the_near_miss(uri: str) -> None:
     with pytest.raises(NotFoundError, match=r"there is no study 'digit' at .*did you mean digits\?"):
         open_study("digit", uri)
@@ -275,7 +474,8 @@ def test_the_best_model_can_be_loaded_from_the_store(
     import mlflow
 
     from raystudy.finetune.trainer import FineTuneTrainer, open_data
-    from raystudy.records import StudyEnded, StudyStarted, Ticket, TrialEnded
+    from raystudy.records import StudyEnded, StudyStarted, TrialEnded
+    from raystudy.work import Ticket
 
     monkeypatch.setenv("RAYSTUDY_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("RAYSTUDY_CACHE", str(tmp_path / "cache"))
@@ -304,8 +504,9 @@ def test_the_best_model_can_be_loaded_from_the_store(
         feed(files, uri)  # a second writer logs nothing twice
         study = open_study(name, uri)
         reader = reader_of(uri, name)
-        assert len(reader.store.client.search_logged_models([reader.experiment_id])) == 2
-        assert len(reader.store.client.search_model_versions(f"name = '{name}'")) == 1
+        client = Store(uri).client
+        assert len(client.search_logged_models([reader.experiment_id])) == 2
+        assert len(client.search_model_versions(f"name = '{name}'")) == 1
         images = torch.rand(5, 3, 32, 32) * 255
         best, second = study.best(2)
         logits = best.load_model()(images)

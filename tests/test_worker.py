@@ -10,8 +10,9 @@ import pytest
 from toys import ToyTrainer, ToyTraining
 
 from raystudy.errors import Diverged, OutOfMemory
-from raystudy.records import Ticket, TrialState
+from raystudy.records import TrialState
 from raystudy.search.worker import Step, Worker
+from raystudy.work import Ticket
 
 CONFIG = {"learning_rate": 0.01}
 

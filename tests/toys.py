@@ -7,33 +7,37 @@ import json
 import math
 import os
 import signal
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from raystudy.factors import Scalar
-from raystudy.records import (
-    Event,
-    StudyRecord,
-    StudyResumed,
-    StudyStarted,
-    Ticket,
-    TrialEnded,
-    TrialRecord,
-    TrialState,
-)
+from raystudy.records import Event, StudyRecord, StudyResumed, StudyStarted, TrialEnded, TrialRecord, TrialState
 from raystudy.search.director import Director
 from raystudy.search.inline import run_inline
 from raystudy.search.worker import Worker
 from raystudy.space import Space
 from raystudy.spec import StudySpec
+from raystudy.work import Ticket
 
 N_UNITS = 6
 START = 1_700_000_000.0
 
 Mishap = Literal[
-    "nan", "raise", "kill", "kill_once", "memory", "allocate", "early_end", "unopenable", "unclosable", "interrupt"
+    "nan",
+    "raise",
+    "kill",
+    "kill_once",
+    "kill_at_close",
+    "hold_once",
+    "memory",
+    "allocate",
+    "early_end",
+    "unopenable",
+    "unclosable",
+    "interrupt",
 ]
 
 
@@ -121,6 +125,8 @@ class ToyTraining:
     def close(self) -> None:
         """Be closed."""
         self.is_closed = True
+        if self._trainer.mishaps.get(self._ticket.number) == "kill_at_close":
+            os.kill(os.getpid(), signal.SIGKILL)
         if self._trainer.mishaps.get(self._ticket.number) == "unclosable":
             raise RuntimeError("the device is gone")
 
@@ -142,9 +148,22 @@ class ToyTraining:
             case "kill_once":
                 if _is_first_time(self._trainer.checkpoint(self._ticket.trial_id).with_name("killed")):
                     os.kill(os.getpid(), signal.SIGKILL)
+            case "hold_once":
+                if _is_first_time(self._trainer.checkpoint(self._ticket.trial_id).with_name("held")):
+                    self._hold()
             case "interrupt":
                 if _is_first_time(self._trainer.checkpoint(self._ticket.trial_id).with_name("interrupted")):
                     os.kill(os.getpid(), signal.SIGINT)
+
+    def _hold(self) -> None:
+        """Say on which node of Ray this is, and wait for its end."""
+        import ray
+
+        place = self._trainer.checkpoint(self._ticket.trial_id).with_name("node")
+        place.with_suffix(".tmp").write_text(ray.get_runtime_context().get_node_id())
+        place.with_suffix(".tmp").rename(place)
+        time.sleep(300)
+        raise TimeoutError("nobody ended the node")
 
     def _last_epoch(self) -> int:
         if self._trainer.folder is None:
@@ -227,8 +246,8 @@ def epochs_of(trainer: ToyTrainer, director: Director, trial: TrialRecord) -> It
 
 
 def timeless(event: Event) -> dict[str, Any]:
-    """Return an event as plain data without its time and its host."""
-    return {name: value for name, value in event.to_json().items() if name not in ("time", "node")}
+    """Return an event as plain data without its time, its host and how long that took."""
+    return {name: value for name, value in event.to_json().items() if name not in ("time", "node", "seconds")}
 
 
 def stream(events: Iterable[Event]) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import click
 
 from raystudy import __version__
-from raystudy.cli import files, results, studies
+from raystudy.cli import cluster, files, results, studies, submit
 from raystudy.errors import RaystudyError
 
 
@@ -35,6 +35,7 @@ for command in (
     files.validate,
     files.schema,
     studies.run,
+    submit.submit,
     results.list_,
     results.status,
     studies.watch,
@@ -46,6 +47,10 @@ for command in (
     results.export,
     results.verify,
     results.ui,
+    cluster.head,
+    cluster.keys,
+    cluster.connect,
+    cluster.spot_watch,
 ):
     cli.add_command(command)
 

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from raystudy.cli import options
+
+if TYPE_CHECKING:
+    from raystudy.data import PreparedData
+    from raystudy.finetune.probe import Probe
+    from raystudy.plan import Room
+    from raystudy.space import Space
+    from raystudy.spec import StudySpec
 
 
 @click.command()
@@ -29,7 +39,7 @@ def init(name: str, template: str, out: Path | None) -> None:
 @click.command()
 @options.study_file
 @options.overrides
-@click.option("--no-probe", is_flag=True, help="Do not measure how fast training is here.")
+@click.option("--no-probe", is_flag=True, help="Do not measure how fast training is where trials run.")
 @options.as_json
 def validate(file: Path, overrides: tuple[str, ...], no_probe: bool, as_json: bool) -> None:
     """Check a study file, its images and its backbone, and print the plan; starts nothing."""
@@ -42,19 +52,43 @@ def validate(file: Path, overrides: tuple[str, ...], no_probe: bool, as_json: bo
 
     data, space = open_data(spec, paths.cache()), space_of(spec)
     backbones = list(check_weights(spec).values())
-    measured = None
+    measured, room = None, None
     if not no_probe:
-        from raystudy.finetune.probe import probe
-
-        measured = probe(spec, space, data)
-    plan = make_plan(spec, space, data, probe=measured, backbones=backbones)
+        # The log of a job on a cluster has stdout and stderr in one: words there would spoil the document.
+        measured, room = _measure(spec, space, data, say=(lambda _: None) if as_json else partial(click.echo, err=True))
+    plan = make_plan(spec, space, data, probe=measured, backbones=backbones, room=room)
     if as_json:
         options.print_json(plan_to_dict(plan))
         return
     from rich.console import Console
 
     Console().print(render_plan(plan))
-    click.echo(f"{file} is right; start it with: raystudy run {file}")
+    how = "nothing was started" if file == Path("-") else f"start it with: raystudy run {file}"
+    click.echo(f"{spec.name if file == Path('-') else file} is right; {how}")
+
+
+def _measure(
+    spec: StudySpec, space: Space, data: PreparedData, *, say: Callable[[str], None]
+) -> tuple[Probe | None, Room | None]:
+    """Measure a trial where the study's trials would run: here, or on the cluster that RAY_ADDRESS names.
+
+    Returns:
+        The measurement, and what trials get on a cluster; nothing where a cluster has no place for a trial.
+    """
+    from raystudy.host import is_on_shared_ray, ray_session
+
+    if not is_on_shared_ray():
+        from raystudy.finetune.probe import probe
+
+        return probe(spec, space, data), None
+    with ray_session(spec):
+        from raystudy.plan import Room
+        from raystudy.search.remote_probe import probe_on_cluster
+
+        there = probe_on_cluster(spec, say)
+    if there is None:
+        return None, None
+    return there.probe, Room(there.cpu, there.gpu, there.concurrent, there.abreast, there.node)
 
 
 @click.command()

@@ -36,6 +36,18 @@ def tracking(command: Command) -> Command:
     return click.option("--tracking-uri", metavar="URI", help=text)(command)
 
 
+def address(command: Command) -> Command:
+    """Add `--address`."""
+    text = "A cluster's dashboard, such as http://127.0.0.1:8265; by default RAY_API_SERVER_ADDRESS, else this machine."
+    return click.option("--address", metavar="URL", help=text)(command)
+
+
+def events(command: Command) -> Command:
+    """Add `--events`."""
+    text = "Print every event of the study as a line of JSON on stdout, for other programs."
+    return click.option("--events", is_flag=True, help=text)(command)
+
+
 def as_json(command: Command) -> Command:
     """Add `--json`."""
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout and nothing else.")(command)

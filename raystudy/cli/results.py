@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -11,12 +12,19 @@ from raystudy.cli import options
 
 @click.command("list")
 @options.tracking
+@options.address
 @options.as_json
-def list_(tracking_uri: str | None, as_json: bool) -> None:
-    """List all studies: state, trials, best."""
-    from raystudy.query import list_studies
+def list_(tracking_uri: str | None, address: str | None, as_json: bool) -> None:
+    """List all studies: state, owner, trials, best, GPU-hours."""
+    from raystudy.cluster.board import with_drivers
+    from raystudy.cluster.dashboard import find_address
+    from raystudy.cluster.service import Cluster
+    from raystudy.listing import list_studies
 
+    drivers = Cluster(address).jobs.drivers() if find_address(address) else None
     rows = list_studies(tracking_uri)
+    if drivers is not None:
+        rows = with_drivers(rows, drivers)
     if as_json:
         options.print_json([row.to_dict() for row in rows])
         return
@@ -28,12 +36,20 @@ def list_(tracking_uri: str | None, as_json: bool) -> None:
 @click.command()
 @options.study_name
 @options.tracking
+@options.address
 @options.as_json
-def status(name: str, tracking_uri: str | None, as_json: bool) -> None:
-    """Show where a study is: trials by state, best so far."""
-    from raystudy.query import open_study
+def status(name: str, tracking_uri: str | None, address: str | None, as_json: bool) -> None:
+    """Show where a study is: trials by state, best so far; on a cluster also whether it waits or has lost its driver."""
+    from raystudy.records import StudyState
+    from raystudy.studies import lazy_study_on
 
-    found = open_study(name, tracking_uri=tracking_uri).status()
+    study = lazy_study_on(name, tracking_uri, address)
+    state = study.state
+    if not study.is_recorded:  # only its driver is known
+        words = {StudyState.QUEUED: "waits for a place", StudyState.RUNNING: "is starting"}.get(state, "ended before it began")
+        options.print_json({"name": name, "state": state.value}) if as_json else click.echo(f"{name} {words}")
+        return
+    found = replace(study.status(), state=state)
     if as_json:
         options.print_json(found.to_dict())
         return
@@ -50,7 +66,7 @@ def status(name: str, tracking_uri: str | None, as_json: bool) -> None:
 @options.as_json
 def best(name: str, k: int, where: str | None, tracking_uri: str | None, as_json: bool) -> None:
     """Show the best configurations."""
-    from raystudy.query import open_study
+    from raystudy.studies import open_study
 
     study = open_study(name, tracking_uri=tracking_uri)
     found = study.best(k, where=where)
@@ -71,7 +87,7 @@ def best(name: str, k: int, where: str | None, tracking_uri: str | None, as_json
 def trials(name: str, out: Path | None, tracking_uri: str | None, as_json: bool) -> None:
     """Show or write the table of all trials."""
     from raystudy.cli import tables
-    from raystudy.query import open_study
+    from raystudy.studies import open_study
 
     if out is not None:
         tables.check_format(out)
@@ -92,7 +108,7 @@ def trials(name: str, out: Path | None, tracking_uri: str | None, as_json: bool)
 @options.tracking
 def export(name: str, trial: str | None, out: Path, tracking_uri: str | None) -> None:
     """Write the best (or the given) trial's model to a folder that is usable without raystudy."""
-    from raystudy.query import open_study
+    from raystudy.studies import open_study
 
     written = open_study(name, tracking_uri=tracking_uri).export(out, trial_id=trial)
     for file in written.files:
@@ -106,9 +122,19 @@ def export(name: str, trial: str | None, out: Path, tracking_uri: str | None) ->
 @options.study_name
 @click.option("--repair", is_flag=True, help="Make MLflow hold what the journal says.")
 @options.tracking
+@options.address
 @options.as_json
-def verify(name: str, repair: bool, tracking_uri: str | None, as_json: bool) -> int:
+def verify(name: str, repair: bool, tracking_uri: str | None, address: str | None, as_json: bool) -> int:
     """Compare MLflow with the journal: lost, duplicate and orphan runs, wrong values."""
+    from raystudy.cluster.dashboard import find_address
+
+    if find_address(address):
+        from raystudy.cluster.service import Cluster
+
+        flags = [flag for flag, given in (("--repair", repair), ("--json", as_json)) if given]
+        code, output = Cluster(address).jobs.run(["verify", name, *flags])  # the journal is there
+        click.echo(output, nl=False)
+        return code
     from raystudy.tracking.verify import verify as verify_study
 
     found = verify_study(name, tracking_uri=tracking_uri, repair=repair)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,8 +11,9 @@ import click
 from raystudy.cli import options
 
 if TYPE_CHECKING:
-    from raystudy.driver import Outcome, Watcher
+    from raystudy.driver import Outcome
     from raystudy.spec import StudySpec
+    from raystudy.watcher import Watcher
 
 
 @click.command()
@@ -35,12 +37,26 @@ def demo(trials: int | None, tracking_uri: str | None, as_json: bool) -> int:
 @click.option("--name", help="Give the study another name than the file's.")
 @options.tracking
 @click.option("--inline", is_flag=True, help="Run in this process, one trial after another, without Ray.")
+@click.option("--resume", "may_resume", is_flag=True, help="Continue the study if there is one of this name and file.")
+@options.events
 @options.as_json
-def run(file: Path, overrides: tuple[str, ...], name: str | None, tracking_uri: str | None, inline: bool, as_json: bool) -> int:
-    """Run a study to its end."""
+def run(
+    file: Path,
+    overrides: tuple[str, ...],
+    name: str | None,
+    tracking_uri: str | None,
+    inline: bool,
+    may_resume: bool,
+    events: bool,
+    as_json: bool,
+) -> int:
+    """Run a study to its end; `-` reads the study file from standard input."""
+    from raystudy.host import check_client
     from raystudy.preflight import read_study
 
-    return _run(read_study(file, overrides, name=name, tracking_uri=tracking_uri), inline=inline, as_json=as_json)
+    check_client()
+    spec = read_study(file, overrides, name=name, tracking_uri=tracking_uri)
+    return _run(spec, inline=inline, as_json=as_json, may_resume=may_resume, events=events)
 
 
 @click.command()
@@ -48,25 +64,54 @@ def run(file: Path, overrides: tuple[str, ...], name: str | None, tracking_uri: 
 @options.overrides
 @options.tracking
 @click.option("--inline", is_flag=True, help="Run in this process, one trial after another, without Ray.")
+@options.events
+@options.address
 @options.as_json
-def resume(name: str, overrides: tuple[str, ...], tracking_uri: str | None, inline: bool, as_json: bool) -> int:
+def resume(
+    name: str,
+    overrides: tuple[str, ...],
+    tracking_uri: str | None,
+    inline: bool,
+    events: bool,
+    address: str | None,
+    as_json: bool,
+) -> int:
     """Continue a study that was interrupted or whose process died; --set budget.trials=N extends a finished one."""
+    from raystudy.cluster.dashboard import find_address
+
+    if find_address(address) and not inline:
+        from raystudy.cli.submit import resume_on_cluster
+
+        return resume_on_cluster(name, overrides, address, as_json=as_json)
     from raystudy.driver import Setting
     from raystudy.driver import resume as continue_study
+    from raystudy.host import check_client
     from raystudy.preflight import check
     from raystudy.spec.text import apply_overrides
+
+    check_client()
 
     def changed(spec: StudySpec) -> StudySpec:
         return check(apply_overrides(spec.to_dict(), overrides), title=name)
 
     setting = Setting(inline=inline, tracking_uri=tracking_uri)
-    return _finish(continue_study(name, changed if overrides else None, setting, _watcher()), as_json=as_json)
+    outcome = continue_study(name, changed if overrides else None, setting, _watcher(events=events))
+    return _finish(outcome, as_json=as_json, events=events)
 
 
 @click.command()
 @options.study_name
-def stop(name: str) -> None:
+@options.address
+def stop(name: str, address: str | None) -> None:
     """Stop a running study cleanly: its state is saved, `resume` continues it."""
+    from raystudy.cluster.dashboard import find_address
+
+    if find_address(address):
+        from raystudy.cluster.service import Cluster
+
+        job = Cluster(address).stop(name)
+        click.echo(f"asked the job {job.job_id} to stop; `raystudy resume {name}` continues the study")
+        return
     from raystudy.host import stop as stop_study
 
     pid = stop_study(name)
@@ -76,8 +121,16 @@ def stop(name: str) -> None:
 @click.command()
 @options.study_name
 @click.argument("trial", metavar="[TRIAL]", required=False)
-def logs(name: str, trial: str | None) -> None:
+@options.address
+def logs(name: str, trial: str | None, address: str | None) -> None:
     """Print the log of a trial, or the events of the study."""
+    from raystudy.cluster.dashboard import find_address
+
+    if find_address(address):
+        from raystudy.cli.submit import print_cluster_log
+
+        print_cluster_log(name, trial, address)
+        return
     from raystudy.errors import NotFoundError
     from raystudy.host import existing
     from raystudy.paths import StudyPaths
@@ -98,37 +151,53 @@ def logs(name: str, trial: str | None) -> None:
 
 @click.command()
 @options.study_name
-def watch(name: str) -> None:
+@options.address
+def watch(name: str, address: str | None) -> int:
     """Show a running study until it ends; Ctrl-C stops watching, not the study."""
+    from raystudy.cluster.dashboard import find_address
+
+    if find_address(address):
+        from raystudy.cli.submit import follow
+        from raystudy.cluster.service import Cluster
+
+        return follow(Cluster(address), name)
     from raystudy.watch import watch_study
 
     watch_study(name)
+    return 0
 
 
-def _run(spec: StudySpec, *, inline: bool, as_json: bool) -> int:
-    from raystudy.driver import Setting
-    from raystudy.driver import run as run_study
+def _run(spec: StudySpec, *, inline: bool, as_json: bool, may_resume: bool = False, events: bool = False) -> int:
+    from raystudy import driver
 
-    return _finish(run_study(spec, Setting(inline=inline), _watcher()), as_json=as_json)
+    setting, watcher = driver.Setting(inline=inline), _watcher(events=events)
+    if may_resume and driver.exists(spec.name):
+        outcome = driver.resume(spec.name, lambda _: spec, setting, watcher)
+    else:
+        outcome = driver.run(spec, setting, watcher)
+    return _finish(outcome, as_json=as_json, events=events)
 
 
-def _watcher() -> Watcher:
-    """Return what shows progress, on stderr: stdout is for results."""
+def _watcher(*, events: bool = False) -> Watcher:
+    """Return what shows progress, on stderr: stdout is for results, or for events where somebody reads those."""
     from rich.console import Console
 
-    from raystudy.progress import LiveProgress, PlainProgress
+    from raystudy.progress import EventStream, LiveProgress, PlainProgress
+
+    if events:
+        return EventStream(sys.stdout, sys.stderr)
 
     console = Console(stderr=True)
     return LiveProgress(console) if console.is_terminal else PlainProgress(console)
 
 
-def _finish(outcome: Outcome, *, as_json: bool) -> int:
+def _finish(outcome: Outcome, *, as_json: bool, events: bool = False) -> int:
     from raystudy.records import StudyState
 
     if as_json:
         options.print_json(outcome.to_dict())
     else:
-        click.echo(_summary(outcome))
+        click.echo(_summary(outcome), err=events)
     return {StudyState.COMPLETED: 0, StudyState.INTERRUPTED: 130}.get(outcome.state, 1)
 
 
@@ -152,8 +221,9 @@ def _summary(outcome: Outcome) -> str:
         lines.append(f"MLflow  is not complete yet: `raystudy verify {outcome.name} --repair` completes it from the journal")
     if outcome.state is StudyState.INTERRUPTED:
         lines.append(f"resume  raystudy resume {outcome.name}")
+    is_served = outcome.tracking_uri.startswith(("http://", "https://"))
     lines += [
-        "browse  raystudy ui",
+        f"browse  {outcome.tracking_uri}" if is_served else "browse  raystudy ui",
         f"ask     raystudy best {outcome.name} -k 5; raystudy trials {outcome.name}; "
         f"raystudy export {outcome.name} --out {outcome.name}-model",
     ]

@@ -18,19 +18,22 @@ from raystudy.progress import STATE_STYLES, configuration, duration, value
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from raystudy.query import Study, StudyRow, StudyStatus, Trial
+    from raystudy.listing import StudyRow
+    from raystudy.query import Study, StudyStatus, Trial
 
 FORMATS = (".parquet", ".csv", ".json")
 
 
 def studies_table(rows: Sequence[StudyRow]) -> Table:
     """Return the table of `raystudy list`."""
-    table = _table("study", "state", "trials", "best", "metric", "started")
+    table = _table("study", "owner", "state", "trials", "best", "metric", "GPU-hours", "started")
     for row in rows:
         done = sum(count for state, count in row.trials.items() if state not in ("running", "interrupted"))
         best = "" if row.best is None else f"{row.best:.4f}"
         started = row.started.astimezone().strftime("%Y-%m-%d %H:%M")
-        table.add_row(row.name, _state(row.state.value), f"{done}/{row.budget_trials}", best, row.metric, started)
+        trials = f"{done}/{row.budget_trials}" if row.budget_trials else ""
+        hours = f"{row.gpu_hours:.2f}" if row.gpu_hours else ""
+        table.add_row(row.name, row.owner, _state(row.state.value), trials, best, row.metric, hours, started)
     return table
 
 

@@ -1,8 +1,9 @@
 """Labelled images from any source: decoded once, checked, split, and shared by all trials of a machine."""
 
+from raystudy.data.filesystem import is_uri
 from raystudy.data.pipeline import prepare
 from raystudy.data.prepared import BadImage, ClassCount, DataSummary, PreparedData, Splits, summarise
-from raystudy.data.source import check_source
+from raystudy.data.source import check_source, split_source
 from raystudy.data.splits import fraction_subset
 
 __all__ = [
@@ -13,6 +14,8 @@ __all__ = [
     "Splits",
     "check_source",
     "fraction_subset",
+    "is_uri",
     "prepare",
+    "split_source",
     "summarise",
 ]

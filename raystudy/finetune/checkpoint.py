@@ -16,6 +16,7 @@ import logging
 import re
 import uuid
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from raystudy.errors import CheckpointError
+from raystudy.storage import keep_trying
 
 _log = logging.getLogger(__name__)
 
@@ -77,21 +79,16 @@ def has_checkpoint(workdir: Path) -> bool:
 
 
 def save(workdir: Path, checkpoint: Checkpoint) -> Path:
-    """Write `checkpoint`, then remove every other but the best one.
+    """Write `checkpoint`, then remove every other but the best one; wait where the disk is full or read-only.
 
     Whatever interrupts this leaves the checkpoints before it, the new one, or both: never a part of one. (After a crash of
     the machine itself a file may be torn; its digest then betrays it.)
     """
     data = _encode(checkpoint)
     target = workdir / f"epoch-{checkpoint.epoch:05d}-{_digest(data)}.safetensors"
-    workdir.mkdir(parents=True, exist_ok=True)
-    temporary = workdir / f".{uuid.uuid4().hex}.tmp"
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _prune(workdir, target, checkpoint)
+    keep_trying(lambda: _write(target, data), target)
+    with suppress(OSError):  # what cannot be removed now is removed after the next epoch
+        _prune(workdir, target, checkpoint)
     return target
 
 
@@ -182,6 +179,18 @@ def _files(workdir: Path) -> list[_File]:
         return []
     matches = [(match, path) for path in workdir.iterdir() if (match := _NAME.fullmatch(path.name))]
     return sorted(_File(int(match[1]), match[2], path) for match, path in matches)
+
+
+def _write(target: Path, data: bytes) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(target)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
 
 
 def _prune(workdir: Path, newest: Path, checkpoint: Checkpoint) -> None:

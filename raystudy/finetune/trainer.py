@@ -13,8 +13,9 @@ import filelock
 from raystudy.data import PreparedData, prepare
 from raystudy.finetune.backbone import Backbone, BackboneInfo, build_backbone
 from raystudy.finetune.trial import TrialPlan, TrialRun
-from raystudy.records import Ticket, Training
 from raystudy.spec import StudySpec
+from raystudy.storage import keep_trying
+from raystudy.work import Ticket, Training
 
 _OTHER_PROCESS_S = 120.0
 
@@ -82,12 +83,19 @@ class _Exclusive:
 
     def __init__(self, run: TrialRun, folder: Path) -> None:
         self._run = run
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = filelock.FileLock(folder.with_suffix(".lock"))
+        self._file = folder.with_suffix(".lock")
+        self._lock = filelock.FileLock(self._file)
 
     def epochs(self) -> Iterator[Mapping[str, float]]:
-        with self._lock.acquire(timeout=_OTHER_PROCESS_S):
+        keep_trying(self._acquire, self._file)
+        try:
             yield from self._run.epochs()
+        finally:
+            self._lock.release()
+
+    def _acquire(self) -> None:
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        self._lock.acquire(timeout=_OTHER_PROCESS_S)
 
     def close(self) -> None:
         self._run.close()

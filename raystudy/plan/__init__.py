@@ -6,12 +6,13 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from raystudy.plan.contents import Plan
+from raystudy.plan.cost import Room
 from raystudy.plan.planning import make_plan
 
 if TYPE_CHECKING:
     from rich.console import Group
 
-__all__ = ["Plan", "make_plan", "plan_to_dict", "render_plan"]
+__all__ = ["Plan", "Room", "make_plan", "plan_to_dict", "render_plan"]
 
 
 def plan_to_dict(plan: Plan) -> dict[str, Any]:

@@ -128,9 +128,10 @@ class Forecast:
 
 @dataclass(frozen=True, slots=True)
 class TimePlan:
-    """An estimate of the wall time on this machine, from a short measurement.
+    """An estimate of the wall time on this machine or on the cluster, from a short measurement.
 
     Attributes:
+        node: the machine of the cluster that was measured; empty where it was this one.
         device: what was measured.
         precision: `float32` or `bf16`.
         batch_size: images per step in the measurement.
@@ -143,6 +144,7 @@ class TimePlan:
         seconds_range: the same for the ends of the range of epochs.
     """
 
+    node: str
     device: str
     precision: str
     batch_size: int
@@ -153,6 +155,33 @@ class TimePlan:
     concurrent: int
     seconds: float
     seconds_range: tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class CostPlan:
+    """What the trials are expected to use, and what that costs.
+
+    Attributes:
+        unit: `GPU-hours`, or `CPU-hours` where trials use no GPU.
+        per_trial: the GPUs (or CPUs) that a trial holds.
+        hours: those of all trials, times the hours for which they are held.
+        hours_range: the same for the ends of the range of epochs.
+        hours_without_stopping: the same if no trial were stopped.
+        price: of a GPU-hour; None where none is given or no GPU is used, and so are the next three.
+        money: `hours` at that price.
+        money_range: `hours_range` at that price.
+        money_without_stopping: `hours_without_stopping` at that price.
+    """
+
+    unit: str
+    per_trial: float
+    hours: float
+    hours_range: tuple[float, float]
+    hours_without_stopping: float
+    price: float | None
+    money: float | None
+    money_range: tuple[float, float] | None
+    money_without_stopping: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +205,9 @@ class Plan:
         epochs_without_stopping: of all trials together.
         forecast: how many epochs are expected with stopping.
         hours: the time budget, if there is one.
+        gpu_hours: the budget of GPU-hours, if there is one.
         time: the estimated wall time; None without a measurement.
+        cost: the estimated GPU-hours and money; None without a measurement.
         warnings: in words, why the study may not answer its question.
     """
 
@@ -195,5 +226,7 @@ class Plan:
     epochs_without_stopping: int
     forecast: Forecast
     hours: float | None
+    gpu_hours: float | None
     time: TimePlan | None
+    cost: CostPlan | None
     warnings: tuple[str, ...]

@@ -1,17 +1,18 @@
-"""From a measured probe to the wall time of a study on this machine."""
+"""From a measured probe to the wall time of a study, its GPU-hours and what they cost."""
 
 from __future__ import annotations
 
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from raystudy.factors import PROBE_DEPTH, Scalar
-from raystudy.plan.contents import Forecast, TimePlan
+from raystudy.plan.contents import CostPlan, Forecast, TimePlan
 from raystudy.space import Space
 from raystudy.spec import StudySpec
 
@@ -29,36 +30,111 @@ class Counts:
     validation: int
 
 
-def estimate_time(
-    spec: StudySpec, space: Space, probe: Probe, *, counts: Counts, trials: int, forecast: Forecast, cores: int | None = None
-) -> TimePlan:
-    """Estimate the wall time of a study whose trials share this machine; `cores` defaults to those that it may use."""
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What a trial gets and how many run at a time.
+
+    Attributes:
+        cpu: CPUs per trial.
+        gpu: GPUs (or a share of one) per trial; 0 where trials use none.
+        concurrent: trials that run at a time.
+        abreast: as many as `concurrent` ones together progress like, each at the measured speed: trials that share a GPU also
+            share its speed.
+        node: the machine of the cluster that was measured; empty where trials run on this one.
+    """
+
+    cpu: int
+    gpu: float
+    concurrent: int
+    abreast: int
+    node: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What the trials take if they run one after the other.
+
+    Attributes:
+        trials: their number.
+        setup_seconds: of one trial.
+        epoch_seconds: of an epoch, for 500 configurations.
+    """
+
+    trials: int
+    setup_seconds: float
+    epoch_seconds: NDArray[np.float64]
+
+    @property
+    def mean_seconds(self) -> float:
+        """The seconds of an average epoch."""
+        return float(self.epoch_seconds.mean())
+
+    def seconds(self, epochs: float) -> float:
+        """Return the seconds of all trials if they train for so many epochs together."""
+        return epochs * self.mean_seconds + self.trials * self.setup_seconds
+
+
+def estimate(
+    spec: StudySpec, space: Space, probe: Probe, *, counts: Counts, trials: int, forecast: Forecast, room: Room
+) -> tuple[TimePlan, CostPlan]:
+    """Estimate the wall time of a study and what it uses, from the speed of one trial that has what `room` gives."""
     random = np.random.default_rng(spec.search.seed)
     points = random.random((_SAMPLED_CONFIGURATIONS, len(space.dimensions)))
     configs = [spec.full_config(space.at(point.tolist())) for point in points]
-    seconds = np.array([epoch_seconds(config, spec, probe, counts) for config in configs])
-    setup = float(np.mean([probe.speed(str(config["backbone"])).setup_seconds for config in configs]))
-    concurrent = local_concurrency(spec, probe, cores=cores)
-    mean = float(seconds.mean())
+    work = _Work(
+        trials=trials,
+        setup_seconds=float(np.mean([probe.speed(str(config["backbone"])).setup_seconds for config in configs])),
+        epoch_seconds=np.array([epoch_seconds(config, spec, probe, counts) for config in configs]),
+    )
+    room = replace(room, concurrent=min(room.concurrent, trials), abreast=min(room.abreast, trials))
+    return _time(spec, probe, work, forecast, room), _cost(spec, work, forecast, room)
+
+
+def _time(spec: StudySpec, probe: Probe, work: _Work, forecast: Forecast, room: Room) -> TimePlan:
     # However many run at a time, somebody trains a whole trial.
-    longest = setup + spec.budget.epochs * mean
+    longest = work.setup_seconds + spec.budget.epochs * work.mean_seconds
 
     def wall(epochs: float) -> float:
-        return max((epochs * mean + trials * setup) / concurrent, longest)
+        return max(work.seconds(epochs) / room.abreast, longest)
 
     low, high = forecast.epochs_range
-    fastest, slowest = np.quantile(seconds, [0.05, 0.95])
+    fastest, slowest = np.quantile(work.epoch_seconds, [0.05, 0.95])
     return TimePlan(
+        node=room.node,
         device=probe.device_name,
         precision=probe.precision,
         batch_size=probe.batch_size,
         measured_seconds=probe.seconds,
-        epoch_seconds=mean,
+        epoch_seconds=work.mean_seconds,
         fastest_epoch_seconds=float(fastest),
         slowest_epoch_seconds=float(slowest),
-        concurrent=concurrent,
+        concurrent=room.concurrent,
         seconds=wall(forecast.epochs),
         seconds_range=(wall(low), wall(high)),
+    )
+
+
+def _cost(spec: StudySpec, work: _Work, forecast: Forecast, room: Room) -> CostPlan:
+    per_trial = room.gpu or float(room.cpu)
+    # Trials that share a GPU hold their parts of it for longer than the measured one, which had it to itself.
+    held = per_trial * room.concurrent / room.abreast
+    price = None if spec.resources.gpu_hour_price is None or not room.gpu else float(spec.resources.gpu_hour_price)
+
+    def hours(epochs: float) -> float:
+        return held * work.seconds(epochs) / 3600
+
+    low, high = map(hours, forecast.epochs_range)
+    expected, whole = hours(forecast.epochs), hours(work.trials * spec.budget.epochs)
+    return CostPlan(
+        unit="GPU-hours" if room.gpu else "CPU-hours",
+        per_trial=per_trial,
+        hours=expected,
+        hours_range=(low, high),
+        hours_without_stopping=whole,
+        price=price,
+        money=None if price is None else expected * price,
+        money_range=None if price is None else (low * price, high * price),
+        money_without_stopping=None if price is None else whole * price,
     )
 
 
@@ -102,15 +178,19 @@ def _step_seconds(config: Mapping[str, Scalar], depth: int, speed: BackboneSpeed
     return share * early + (1 - share) * final
 
 
-def local_concurrency(spec: StudySpec, probe: Probe, *, cores: int | None = None) -> int:
-    """Return how many trials progress at a time on this machine; those that share a GPU also share its speed."""
+def local_room(spec: StudySpec, probe: Probe, *, cores: int | None = None) -> Room:
+    """Return what trials get on this machine; `cores` defaults to those that this process may use."""
     resources = spec.resources
-    fit = (cores or _available_cores()) // resources.cpu
-    if probe.gpus and resources.gpu != 0:
-        per_trial = 1.0 if resources.gpu == "auto" else max(1.0, float(resources.gpu))
-        fit = min(fit, int(probe.gpus // per_trial))
-    wanted = fit if resources.concurrent == "auto" else min(int(resources.concurrent), fit)
-    return max(1, wanted)
+    wanted = 1.0 if resources.gpu == "auto" else float(resources.gpu)
+    gpu = wanted if probe.gpus else 0.0
+
+    def fit(gpu: float) -> int:
+        fit = (cores or _available_cores()) // resources.cpu
+        if gpu:
+            fit = min(fit, int(probe.gpus // gpu) if gpu >= 1 else probe.gpus * int(1 / gpu))
+        return max(1, fit if resources.concurrent == "auto" else min(int(resources.concurrent), fit))
+
+    return Room(resources.cpu, gpu, concurrent=fit(gpu), abreast=fit(max(gpu, 1.0) if gpu else 0.0))
 
 
 def _available_cores() -> int:

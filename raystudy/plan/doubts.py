@@ -11,6 +11,7 @@ import numpy as np
 
 from raystudy.factors import FACTORS, Scalar
 from raystudy.plan.contents import Plan
+from raystudy.plan.words import hours_in_words
 from raystudy.space import Space
 from raystudy.spec import StudySpec
 
@@ -32,6 +33,7 @@ def find_doubts(plan: Plan, spec: StudySpec, space: Space) -> Plan:
         _effect_doubts,
         _data_doubts,
         _time_doubts,
+        _gpu_hour_doubts,
     )
     return dataclasses.replace(plan, warnings=tuple(doubt for kind in kinds for doubt in kind(plan, spec, space)))
 
@@ -157,7 +159,20 @@ def _time_doubts(plan: Plan, spec: StudySpec, space: Space) -> Iterator[str]:  #
         return
     hours = plan.time.seconds / 3600
     if hours > plan.hours:
+        where = "the cluster" if plan.time.node else "this machine"
         yield (
-            f"the study needs about {hours:.1f} h on this machine and budget.hours is {plan.hours:g}: "
+            f"the study needs about {hours:.1f} h on {where} and budget.hours is {plan.hours:g}: "
             f"about {100 * plan.hours / hours:.0f} % of it will be done"
+        )
+
+
+def _gpu_hour_doubts(plan: Plan, spec: StudySpec, space: Space) -> Iterator[str]:  # noqa: ARG001
+    if plan.gpu_hours is None:
+        return
+    if spec.resources.gpu == 0:
+        yield "budget.gpu_hours limits nothing: trials use no GPU (resources.gpu is 0)"
+    elif plan.cost is not None and plan.cost.unit == "GPU-hours" and plan.cost.hours > plan.gpu_hours:
+        yield (
+            f"the study needs about {hours_in_words(plan.cost.hours)} GPU-hours and budget.gpu_hours is {plan.gpu_hours:g}: "
+            f"about {100 * plan.gpu_hours / plan.cost.hours:.0f} % of it will be done"
         )

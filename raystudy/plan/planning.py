@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from raystudy.data import PreparedData, summarise
 from raystudy.factors import PROBE_DEPTH, Scalar
 from raystudy.plan.contents import BackbonePlan, DepthPlan, FactorPlan, Plan, SearchPlan, StoppingPlan
-from raystudy.plan.cost import Counts, estimate_time, steps_per_epoch
+from raystudy.plan.cost import Counts, Room, estimate, local_room, steps_per_epoch
 from raystudy.plan.doubts import find_doubts
 from raystudy.plan.forecast import Shares, cell_shares, count_grid, expected_trials, forecast
 from raystudy.plan.words import describe, show
@@ -30,6 +30,7 @@ def make_plan(
     probe: Probe | None = None,
     backbones: Sequence[BackboneInfo] | None = None,
     cores: int | None = None,
+    room: Room | None = None,
 ) -> Plan:
     """Say what a checked study is going to do.
 
@@ -37,9 +38,10 @@ def make_plan(
         spec: the study.
         space: its search space.
         data: its images.
-        probe: a measurement of this machine; without one no time is estimated.
+        probe: a measurement of where trials run; without one no time and no cost are estimated.
         backbones: what is known of the study's backbones, in their order; by default they are built for it.
-        cores: the cores that trials may use; by default those of this process.
+        cores: the cores that trials may use on this machine; by default those of this process.
+        room: what trials get on a cluster; None: they run on this machine.
 
     Raises:
         BackboneError: a backbone cannot be built.
@@ -49,9 +51,10 @@ def make_plan(
     shares = cell_shares(spec, space, trials)
     outlook = forecast(spec, shares, trials)
     counts = Counts(len(data.splits.train), len(data.splits.validation))
-    timed = None
+    time, cost = None, None
     if probe is not None:
-        timed = estimate_time(spec, space, probe, counts=counts, trials=trials, forecast=outlook, cores=cores)
+        room = room or local_room(spec, probe, cores=cores)
+        time, cost = estimate(spec, space, probe, counts=counts, trials=trials, forecast=outlook, room=room)
     plan = Plan(
         name=spec.name,
         source=spec.data.source,
@@ -68,7 +71,9 @@ def make_plan(
         epochs_without_stopping=trials * spec.budget.epochs,
         forecast=outlook,
         hours=spec.budget.hours,
-        time=timed,
+        gpu_hours=spec.budget.gpu_hours,
+        time=time,
+        cost=cost,
         warnings=(),
     )
     return find_doubts(plan, spec, space)

@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from raystudy.data import ClassCount, DataSummary
-from raystudy.plan.contents import BackbonePlan, DepthPlan, Plan, TimePlan
-from raystudy.plan.words import show
+from raystudy.plan.contents import BackbonePlan, CostPlan, DepthPlan, Plan, TimePlan
+from raystudy.plan.words import hours_in_words, show
 
 _MOST_CLASSES = 12
 _MOST_DEPTHS = 24
@@ -161,7 +161,7 @@ def _stopping_rows(plan: Plan) -> Iterator[tuple[str, str]]:
 
 def _cost(plan: Plan) -> Iterator[RenderableType]:
     yield _heading("Cost", f"{_plural(plan.trials, 'trial')} of up to {_plural(plan.epochs, 'epoch')}")
-    yield _pairs([*_epoch_rows(plan), *_time_rows(plan.time, plan.hours)])
+    yield _pairs([*_epoch_rows(plan), *_time_rows(plan.time), *_cost_rows(plan.cost), *_budget_rows(plan)])
 
 
 def _epoch_rows(plan: Plan) -> Iterator[tuple[str, str]]:
@@ -179,18 +179,38 @@ def _epoch_rows(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "expected trials", ", ".join([*stops, f"{outlook.completed:,.0f} reach the budget"])
 
 
-def _time_rows(time: TimePlan | None, hours: float | None) -> Iterator[tuple[str, str]]:
+def _time_rows(time: TimePlan | None) -> Iterator[tuple[str, str]]:
     if time is None:
-        yield "time", "not estimated (no probe)"
-    else:
-        fast, slow = time.fastest_epoch_seconds, time.slowest_epoch_seconds
-        spread = "" if slow < 1.1 * fast else f" ({_duration(fast)} to {_duration(slow)})"
-        yield "measured", f"{time.device}, {time.precision}: about {_duration(time.epoch_seconds)} an epoch{spread}"
-        low, high = map(_duration, time.seconds_range)
-        span = "" if low == high else f" ({low} to {high})"
-        yield "time here", f"about {_duration(time.seconds)}{span}, {_plural(time.concurrent, 'trial')} at a time"
-    if hours is not None:
-        yield "time budget", f"{hours:g} h"
+        yield "time and cost", "not estimated (no probe)"
+        return
+    fast, slow = time.fastest_epoch_seconds, time.slowest_epoch_seconds
+    spread = "" if slow < 1.1 * fast else f" ({_duration(fast)} to {_duration(slow)})"
+    what = f"{time.device}, {time.precision}" + (f", on {time.node}" if time.node else "")
+    yield "measured", f"{what}: about {_duration(time.epoch_seconds)} an epoch{spread}"
+    where = "time on cluster" if time.node else "time here"
+    span = _span(*map(_duration, time.seconds_range))
+    yield where, f"about {_duration(time.seconds)}{span}, {_plural(time.concurrent, 'trial')} at a time"
+
+
+def _cost_rows(cost: CostPlan | None) -> Iterator[tuple[str, str]]:
+    if cost is None:
+        return
+    hours = f"about {hours_in_words(cost.hours)}{_span(*map(hours_in_words, cost.hours_range))}"
+    whole = hours_in_words(cost.hours_without_stopping)
+    is_stopped = cost.hours < cost.hours_without_stopping
+    yield cost.unit, hours + (f", {whole} without stopping" if is_stopped else "")
+    if cost.money is None or cost.money_range is None or cost.money_without_stopping is None:
+        return
+    money = f"about {_money(cost.money)}{_span(*map(_money, cost.money_range))}"
+    whole = f", {_money(cost.money_without_stopping)} without stopping" if is_stopped else ""
+    yield "money", f"{money}{whole}, at {cost.price:,.12g} a GPU-hour"
+
+
+def _budget_rows(plan: Plan) -> Iterator[tuple[str, str]]:
+    if plan.hours is not None:
+        yield "time budget", f"{plan.hours:g} h"
+    if plan.gpu_hours is not None:
+        yield "GPU budget", f"{plan.gpu_hours:,.12g} GPU-hours"
 
 
 def _warnings(plan: Plan) -> Iterator[RenderableType]:
@@ -253,6 +273,15 @@ def _count(number: int) -> str:
 
 def _plural(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _span(low: str, high: str) -> str:
+    return "" if low == high else f" ({low} to {high})"
+
+
+def _money(amount: float) -> str:
+    """Return an amount in whatever currency the price is in."""
+    return f"{amount:,.2f}"
 
 
 def _duration(seconds: float) -> str:

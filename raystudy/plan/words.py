@@ -32,3 +32,8 @@ def describe(factor: Factor, distribution: Any) -> str:
         "log_int": f"{low} to {high}, whole numbers, uniform on the logarithm",
     }[factor.form]
     return words if factor.step in (None, 1) else f"{words}, in steps of {show(factor.step)}"
+
+
+def hours_in_words(hours: float) -> str:
+    """Return GPU-hours or CPU-hours with about three digits: 0.0417, 27.3, 1,234."""
+    return f"{hours:,.0f}" if hours >= 100 else f"{hours:.3g}"

@@ -13,23 +13,26 @@ from typing import Any
 
 from ray import tune
 
-from raystudy.records import Ticket, Trainer
+from raystudy.search import messages
 from raystudy.search.worker import Worker
+from raystudy.storage import attend
+from raystudy.work import Ticket, Trainer
 
 
 class TrialActor(tune.Trainable):
     """The process that trains: kept from trial to trial, so that imports and CUDA contexts are paid for once."""
 
-    def setup(self, config: dict[str, Any], *, trainer: Trainer, logs: Path | None) -> None:
-        """Start the first trial."""
+    def setup(self, config: dict[str, Any], *, trainer: Trainer, logs: Path | None, box: str) -> None:
+        """Start the first trial; what cannot wait for a report goes to the driver's `box`."""
         # What the imports have made stays: collecting after a trial then looks at its own objects only (0.26 s a trial).
         gc.freeze()
         self._worker = Worker(trainer, logs=logs)
-        self._worker.start(_ticket(config))
+        attend(lambda text: messages.send(box, f"{self._trial_id} on {self._worker.node}: {text}"))
+        self._start(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Start the next trial; nothing of the last one is left."""
-        self._worker.start(_ticket(new_config))
+        self._start(new_config)
         return True
 
     def step(self) -> dict[str, Any]:
@@ -40,6 +43,7 @@ class TrialActor(tune.Trainable):
             "state": step.state and step.state.value,
             "reason": step.reason,
             "node": self._worker.node,
+            "seconds": step.seconds,
         }
 
     def cleanup(self) -> None:
@@ -51,6 +55,10 @@ class TrialActor(tune.Trainable):
 
     def load_checkpoint(self, checkpoint: object) -> None:
         """Load nothing: a trial finds its own last checkpoint."""
+
+    def _start(self, config: Mapping[str, Any]) -> None:
+        self._trial_id = config["trial_id"]
+        self._worker.start(_ticket(config))
 
 
 def _ticket(config: Mapping[str, Any]) -> Ticket:

@@ -18,6 +18,8 @@ from raystudy.records import (
     Observer,
     Reported,
     StudyEnded,
+    StudyPaused,
+    StudyPlaced,
     StudyRecord,
     StudyState,
     TrialEnded,
@@ -31,6 +33,7 @@ from raystudy.search.asha import Asha
 from raystudy.search.sampler import Sampler
 from raystudy.space import Space
 from raystudy.spec import StudySpec
+from raystudy.storage import Pause
 
 
 class Director:
@@ -41,7 +44,7 @@ class Director:
         spec: StudySpec,
         space: Space,
         *,
-        append: Callable[[Event], None],
+        append: Callable[[Event], Pause | None],
         history: Sequence[Event],
         observers: Sequence[Observer] = (),
         now: Callable[[], float] = clock.time,
@@ -51,7 +54,7 @@ class Director:
         Args:
             spec: the study.
             space: its search space.
-            append: writes an event to the journal; raises if it cannot.
+            append: writes an event to the journal, however long that takes; raises if it cannot.
             history: the events that are in the journal already, `StudyStarted` first.
             observers: told of every new event.
             now: the time in seconds since 1970.
@@ -60,10 +63,11 @@ class Director:
         self.record = StudyRecord()
         self.sampler = Sampler(spec, space)
         self.asha = Asha(spec)
-        self.stop_reason = ""
+        self.stop_reason = self.failure = ""
         self._append, self._observers, self._now = append, observers, now
         self._exhausted = False
         self._running: set[str] = set()
+        self._repeating: dict[str, float] = {}
         for event in history:
             self._replay(event)
         self._close_decided()
@@ -96,8 +100,7 @@ class Director:
     @property
     def must_stop(self) -> bool:
         """Whether the study has been asked to stop, or has used up its time."""
-        if not self.stop_reason and self._is_out_of_time():
-            self.stop_reason = f"the time budget of {self.spec.budget.hours:g} hours is used up"
+        self.stop_reason = self.stop_reason or self._spent()
         return bool(self.stop_reason)
 
     @property
@@ -105,13 +108,20 @@ class Director:
         """How many trials are handed out and not over."""
         return len(self._running)
 
+    @property
+    def left(self) -> int:
+        """How many trials could still be handed out."""
+        if self.is_exhausted:
+            return 0
+        return len(self._unfinished) + max(0, self.spec.budget.trials - len(self.record.trials))
+
     def config(self, trial: TrialRecord) -> dict[str, Scalar]:
         """Return every hyperparameter of a trial."""
         return self.spec.full_config(trial.config)
 
     # What became of it
 
-    def report(self, trial_id: str, metrics: Mapping[str, float], *, node: str = "") -> bool:
+    def report(self, trial_id: str, metrics: Mapping[str, float], *, node: str = "", seconds: float = 0.0) -> bool:
         """Take in the metrics of an epoch; return whether the trial goes on.
 
         A report that the journal holds already (repeated after a crash) changes nothing, but is still answered.
@@ -128,9 +138,16 @@ class Director:
         if self.spec.metric not in values:
             self.end(trial_id, TrialState.FAILED, f"it reported no {self.spec.metric} at epoch {epoch}")
             return False
-        if epoch not in trial.reports:
-            self._emit(Reported(self._now(), trial_id, epoch, values, node))
+        seconds += self._repeating.pop(trial_id, 0.0)
+        if epoch in trial.reports:
+            self._repeating[trial_id] = seconds  # it counts with the next report
+        else:
+            self._emit(Reported(self._now(), trial_id, epoch, values, node, seconds))
         return self._judge(trial, epoch)
+
+    def place(self, *, cpu: int, gpu: float, concurrent: int) -> None:
+        """Record what a trial gets on the machines at hand, and how many run at a time."""
+        self._emit(StudyPlaced(self._now(), cpu, gpu, concurrent))
 
     def retry(self, trial_id: str, reason: str) -> None:
         """Record that a trial's process died and the trial is handed out again."""
@@ -148,6 +165,10 @@ class Director:
         """Ask the study to stop as soon as it can; safe to call from a signal handler."""
         self.stop_reason = self.stop_reason or reason
 
+    def fail(self, reason: str) -> None:
+        """Stop the study as failed: it cannot go on."""
+        self.failure = self.stop_reason = reason
+
     def finish(self) -> StudyState:
         """End the study, interrupt what still runs, and say how it went."""
         for trial in list(self.record.trials.values()):
@@ -158,17 +179,24 @@ class Director:
         return state
 
     def _outcome(self) -> tuple[StudyState, str]:
-        if self.stop_reason and not self._is_out_of_time():
+        if self.failure:
+            return StudyState.FAILED, self.failure
+        if self.stop_reason and not self._spent():
             return StudyState.INTERRUPTED, self.stop_reason
         if not any(trial.state.ranks for trial in self.record.trials.values()):
             reasons = sorted({trial.reason for trial in self.record.trials.values() if trial.reason})
             return StudyState.FAILED, "no trial gave a result" + (f": {reasons[0]}" if reasons else "")
         return StudyState.COMPLETED, self.stop_reason
 
-    def _is_out_of_time(self) -> bool:
-        if self.spec.budget.hours is None or not self.record.last_time:
-            return False
-        return self.record.busy_seconds + (self._now() - self.record.last_time) > self.spec.budget.hours * 3600
+    def _spent(self) -> str:
+        """Say which budget is used up, nothing if there is some left of each."""
+        budget, record = self.spec.budget, self.record
+        if budget.gpu_hours is not None and record.gpu_seconds >= budget.gpu_hours * 3600:
+            return f"the budget of {budget.gpu_hours:g} GPU-hours is used up"
+        if budget.hours is None or not record.last_time:
+            return ""
+        seconds = record.busy_seconds + (self._now() - record.last_time)
+        return f"the time budget of {budget.hours:g} hours is used up" if seconds > budget.hours * 3600 else ""
 
     def _propose(self) -> TrialRecord | None:
         number = len(self.record.trials)
@@ -203,10 +231,12 @@ class Director:
     # Events
 
     def _emit(self, event: Event) -> None:
-        self._append(event)
+        pause = self._append(event)
         self._take_in(event)
         for observer in self._observers:
             observer(event)
+        if pause is not None and not isinstance(event, StudyEnded):  # that one is the last
+            self._emit(StudyPaused(self._now(), pause.seconds, pause.reason))
 
     def _replay(self, event: Event) -> None:
         if isinstance(event, TrialStarted):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from raystudy.records import StudyState, Ticket, TrialRecord, TrialState
+from raystudy.records import StudyState, TrialRecord, TrialState
 from raystudy.search.director import Director
 from raystudy.search.worker import Worker
+from raystudy.work import Ticket
 
 
 def run_inline(director: Director, worker: Worker) -> StudyState:
@@ -24,5 +25,5 @@ def _run_trial(director: Director, worker: Worker, trial: TrialRecord) -> None:
         if step.metrics is None:
             director.end(trial.trial_id, step.state or TrialState.FAILED, step.reason)
             return
-        if not director.report(trial.trial_id, step.metrics, node=worker.node):
+        if not director.report(trial.trial_id, step.metrics, node=worker.node, seconds=step.seconds):
             return

@@ -10,27 +10,38 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import shutil
 import tempfile
+import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import SearchAlgorithm
 
-from raystudy.records import StudyState, Trainer, TrialState
+from raystudy.records import StudyState, TrialState
+from raystudy.search import messages
 from raystudy.search.actor import TrialActor
+from raystudy.search.capacity import Slots
+from raystudy.search.deaths import LastingTrial
 from raystudy.search.director import Director
+from raystudy.storage import tell
+from raystudy.work import Trainer
+
+_STILLBIRTHS = 3
+"""Processes in a row that do not come up before a study in which nothing runs is given up."""
+_LISTEN_S = 1.0
+
+Quota = Callable[[int, int], int]
+"""How many trials may run at a time now, given how many do and how many could be started besides."""
 
 _LIVE: dict[str, Director] = {}
+_QUOTAS: dict[str, Quota] = {}
 
 _TUNE_SETTINGS = {
     # The director's journal is the record; Tune's loggers and snapshots would only cost time (stack: 20 % of the loop).
@@ -47,54 +58,35 @@ _TUNE_SETTINGS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Slots:
-    """What a trial gets and how many run at once.
+def run_on_tune(
+    director: Director, trainer: Trainer, slots: Slots, *, logs: Path | None = None, quota: Quota | None = None
+) -> StudyState:
+    """Run the study on the Ray that this process is connected to, and return how it went.
 
-    Attributes:
-        cpu: CPUs per trial.
-        gpu: GPUs (or a share of one) per trial.
-        concurrent: trials at a time.
-        retries: times a trial is handed out again after its process died.
+    Args:
+        director: decides.
+        trainer: trains, in Ray's processes.
+        slots: what each trial gets.
+        logs: the folder of the trials' logs.
+        quota: the study's share of a cluster that it is not alone on.
     """
-
-    cpu: int
-    gpu: float
-    concurrent: int
-    retries: int
-
-
-def run_on_tune(director: Director, trainer: Trainer, slots: Slots, *, logs: Path | None = None) -> StudyState:
-    """Run the study on the Ray that this process is connected to, and return how it went."""
     key = uuid.uuid4().hex
     _LIVE[key] = director
+    _QUOTAS[key] = quota or (lambda _running, _left: slots.concurrent)
+    director.place(cpu=slots.cpu, gpu=slots.gpu, concurrent=slots.concurrent)
     folder = Path(tempfile.mkdtemp(prefix="raystudy-tune-"))
     try:
         with _environment({**_TUNE_SETTINGS, "TUNE_MAX_PENDING_TRIALS_PG": str(slots.concurrent)}):
             _tuner(key, trainer, slots, logs, folder).fit()
     finally:
-        del _LIVE[key]
+        del _LIVE[key], _QUOTAS[key]
         shutil.rmtree(folder, ignore_errors=True)
     return director.finish()
 
 
-def cluster_slots(cpu: int, gpu: float | str, concurrent: int | str, retries: int) -> Slots:
-    """Turn `auto` into numbers by what the connected cluster has.
-
-    A trial gets a whole GPU where there are any; as many trials run at once as fit.
-    """
-    resources = ray.cluster_resources()
-    gpus = float(resources.get("GPU", 0))
-    per_trial = (1.0 if gpus else 0.0) if gpu == "auto" else float(gpu)
-    fit = int(resources.get("CPU", 1) // cpu)
-    if per_trial:
-        fit = min(fit, int(gpus // per_trial) if per_trial >= 1 else int(gpus) * int(1 / per_trial))
-    return Slots(cpu, per_trial, max(1, fit) if concurrent == "auto" else int(concurrent), retries)
-
-
 def _tuner(key: str, trainer: Trainer, slots: Slots, logs: Path | None, folder: Path) -> tune.Tuner:
     actor = tune.with_resources(
-        tune.with_parameters(TrialActor, trainer=trainer, logs=logs), {"cpu": slots.cpu, "gpu": slots.gpu}
+        tune.with_parameters(TrialActor, trainer=trainer, logs=logs, box=key), {"cpu": slots.cpu, "gpu": slots.gpu}
     )
     return tune.Tuner(
         actor,
@@ -130,14 +122,14 @@ class _Search(SearchAlgorithm):
 
     def next_trial(self) -> Trial | None:
         director = _LIVE[self._key]
-        if director.running >= self._slots.concurrent:
+        if director.running >= _allowed(self._key):
             return None
         trial = director.next_trial()
         if trial is None:
             return None
         spec = self._experiment.spec
         config = {"trial_id": trial.trial_id, "number": trial.number, "hyperparameters": director.config(trial)}
-        return Trial(
+        return LastingTrial(
             spec["run"],
             config=config,
             trial_id=trial.trial_id,
@@ -152,8 +144,14 @@ class _Search(SearchAlgorithm):
 
     def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:  # noqa: ARG002
         """Take notice of a trial that Tune gave up: its process died more often than it is retried, or never came up."""
-        if error:
-            _LIVE[self._key].end(trial_id, TrialState.FAILED, _Watcher.last_words.pop(trial_id, "its process died"))
+        director, reason = _LIVE[self._key], _Watcher.last_words.pop(trial_id, "its process died")
+        if error and not director.failure:  # where no process comes up, the trial is as new: a resume may try it again
+            director.end(trial_id, TrialState.FAILED, reason)
+
+
+def _allowed(key: str) -> int:
+    director = _LIVE[key]
+    return _QUOTAS[key](director.running, director.left)
 
 
 class _Judge(FIFOScheduler):
@@ -163,55 +161,74 @@ class _Judge(FIFOScheduler):
         super().__init__()
         self._key = key
 
+    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
+        """Give back the process that Tune keeps for a next trial, where the study's share has no place for one now."""
+        is_awaited = any(trial.status == Trial.PENDING for trial in tune_controller.get_live_trials())
+        if not is_awaited and _LIVE[self._key].running >= _allowed(self._key):
+            # There is no public way; without it a study that may run nothing would hold on to a slot.
+            tune_controller._cleanup_cached_actors(force_all=True)
+        chosen: Trial | None = super().choose_trial_to_run(tune_controller)
+        return chosen
+
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:  # noqa: ARG002
         director = _LIVE[self._key]
         if result.get("state"):
             director.end(trial.trial_id, TrialState(result["state"]), result["reason"])
             return TrialScheduler.STOP
         metrics = {name.removeprefix("metrics/"): value for name, value in result.items() if name.startswith("metrics/")}
-        goes_on = director.report(trial.trial_id, metrics, node=result["node"])
+        goes_on = director.report(trial.trial_id, metrics, node=result["node"], seconds=result["seconds"])
         return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
 
-    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:  # noqa: ARG002
+    def on_trial_error(self, tune_controller: Any, trial: LastingTrial) -> None:
         """Remember why the process died; comes before a retry as well as before the end."""
-        _Watcher.last_words[trial.trial_id] = _death(trial)
+        trial.requeued(tune_controller)
+        if trial.death is None or trial.is_echo:
+            return
+        _Watcher.last_words[trial.trial_id] = trial.death.reason
+        if not trial.death.is_stillbirth:
+            return
+        _Watcher.stillbirths[self._key] = _Watcher.stillbirths.get(self._key, 0) + 1
+        alone = not any(other.is_at_work for other in tune_controller.get_live_trials())
+        if alone and _Watcher.stillbirths[self._key] >= _STILLBIRTHS:
+            _LIVE[self._key].fail(f"no trial can be started: {trial.death.reason}")
 
 
 class _Stopper(tune.Stopper):
-    """Whether everything stops: a signal, or the time budget."""
+    """Whether everything stops: a signal, or the time budget. Tune asks all the time, so this listens to the trials too."""
 
     def __init__(self, key: str) -> None:
         self._key = key
+        self._heard = 0.0
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:  # noqa: ARG002
         return False
 
     def stop_all(self) -> bool:
+        if time.monotonic() - self._heard > _LISTEN_S:
+            for text in messages.receive(self._key):
+                tell(text)
+            self._heard = time.monotonic()
         return _LIVE[self._key].must_stop
 
 
 class _Watcher(tune.Callback):
     """Notices that a trial is handed out again."""
 
-    last_words: dict[str, str] = {}  # noqa: RUF012  shared between the copies that Tune makes
+    # Shared between the copies that Tune makes.
+    last_words: dict[str, str] = {}  # noqa: RUF012
+    stillbirths: dict[str, int] = {}  # noqa: RUF012
 
     def __init__(self, key: str) -> None:
         self._key = key
 
-    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: LastingTrial, **info: Any) -> None:  # noqa: ARG002
+        trial.is_at_work = True
+        _Watcher.stillbirths.pop(self._key, None)
+
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: LastingTrial, **info: Any) -> None:  # noqa: ARG002
+        if trial.is_echo:
+            return
         _LIVE[self._key].retry(trial.trial_id, _Watcher.last_words.pop(trial.trial_id, "its process died"))
-
-
-def _death(trial: Trial) -> str:
-    """Say in one line why a trial's process died, from what Tune noted of the last failure in the driver's staging folder."""
-    noted = Path(trial.error_file)
-    text = noted.read_text(errors="replace") if noted.is_file() else ""
-    text = " ".join(text.rpartition("Failure #")[2].partition(")")[2].split())
-    if "running low on memory" in text:
-        return f"out of memory: {text}"[:500]
-    detail = re.search(r"Worker exit type: (\w+) Worker exit detail: (.*?)(?: Some common causes|$)", text)
-    cause = f"{detail[1]}: {detail[2]}" if detail else text
-    return f"its process died: {cause}"[:500]
 
 
 @contextmanager

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import logging
 import socket
+import time
 import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from raystudy.errors import Diverged, OutOfMemory
-from raystudy.records import Ticket, Trainer, Training, TrialState
+from raystudy.records import TrialState
+from raystudy.search.trial_log import TrialLog
+from raystudy.work import Ticket, Trainer, Training
 
 _log = logging.getLogger(__name__)
 
@@ -25,6 +28,8 @@ class Step:
     metrics: Mapping[str, float] | None = None
     state: TrialState | None = None
     reason: str = ""
+    seconds: float = 0.0
+    """How long the trial has held this process since its last step, or since it was taken on."""
 
 
 class Worker:
@@ -38,17 +43,19 @@ class Worker:
         self._training: Training | None = None
         self._epochs: Iterator[Mapping[str, float]] | None = None
         self._handler: logging.Handler | None = None
+        self._mark = 0.0
 
     def start(self, ticket: Ticket) -> None:
         """Take on a trial; whatever was left of the one before is freed first. Nothing is built before the first step."""
         self.close()
         self._ticket = ticket
+        self._mark = time.monotonic()
         self._open_log(ticket)
 
     def step(self) -> Step:
         """Train for one epoch."""
         try:
-            return Step(metrics=dict(next(self._iterator())))
+            metrics = dict(next(self._iterator()))
         except StopIteration:
             return self._ended(TrialState.FAILED, "training ended before its budget")
         except Diverged as error:
@@ -58,6 +65,8 @@ class Worker:
         except Exception as error:
             _log.error("%s", traceback.format_exc())
             return self._ended(TrialState.FAILED, f"{type(error).__name__}: {error}")
+        before, self._mark = self._mark, time.monotonic()
+        return Step(metrics=metrics, seconds=self._mark - before)
 
     def close(self) -> None:
         """Free what the trial holds; the next trial is not to suffer if that fails."""
@@ -88,9 +97,7 @@ class Worker:
     def _open_log(self, ticket: Ticket) -> None:
         if self._logs is None:
             return
-        self._logs.mkdir(parents=True, exist_ok=True)
-        self._handler = logging.FileHandler(self._logs / f"{ticket.trial_id}.log")
-        self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        self._handler = TrialLog(self._logs / f"{ticket.trial_id}.log")
         logger = logging.getLogger("raystudy")
         logger.addHandler(self._handler)
         logger.setLevel(min(logger.level or logging.INFO, logging.INFO))

@@ -54,6 +54,9 @@ class BudgetSection(Section):
     epochs: StrictInt = Field(default=27, ge=1, le=100_000, description="T, the epochs of a trial that is not stopped")
     hours: Annotated[Number, Field(gt=0, le=1_000_000)] | None = None
     unit: Literal["epoch", "subset_epoch"] = "epoch"
+    gpu_hours: Annotated[Number, Field(gt=0, le=10_000_000)] | None = Field(
+        default=None, description="GPUs held by trials, times hours; the study ends cleanly when they are used up"
+    )
 
 
 class SearchSection(Section):
@@ -88,4 +91,10 @@ class ResourcesSection(Section):
     gpu: Literal["auto"] | Annotated[Number, Field(ge=0, le=64)] = "auto"
     concurrent: Literal["auto"] | Annotated[StrictInt, Field(ge=1, le=100_000)] = "auto"
     precision: Literal["auto", "float32", "bf16"] = "auto"
+    priority: Annotated[Number, Field(gt=0, le=1000)] = Field(
+        default=1, description="weight against the other studies of a cluster: one of 2 gets twice the trials of one of 1"
+    )
+    gpu_hour_price: Annotated[Number, Field(ge=0, le=10_000)] | None = Field(
+        default=None, description="what a GPU costs an hour, in any currency: the plan then says what the study will cost"
+    )
     retries: StrictInt = Field(default=2, ge=0, le=100, description="times a trial is handed out again after its process died")

@@ -26,10 +26,10 @@ from raystudy.spec.text import dump_yaml
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 _NOT_IN_FINGERPRINT: dict[str, Any] = {
     "name": True,
-    "resources": {"cpu", "gpu", "concurrent", "retries"},
+    "resources": {"cpu", "gpu", "concurrent", "priority", "gpu_hour_price", "retries"},
     "keep_models": True,
     "tracking_uri": True,
-    "budget": {"trials", "hours"},
+    "budget": {"trials", "hours", "gpu_hours"},
 }
 
 

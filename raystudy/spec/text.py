@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import reprlib
+import sys
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,9 @@ def parse_yaml(text: str, *, where: str) -> Any:
 
 
 def read_study_file(path: Path) -> Any:
-    """Return the plain data of the study file at `path`; raise SpecError if there is none that can be read."""
+    """Return the plain data of the study file at `path`, `-` for standard input; raise SpecError if it cannot be read."""
+    if path == Path("-"):
+        return parse_yaml(_standard_input(), where="standard input")
     where = str(path)
     try:
         if path.is_dir():
@@ -101,6 +104,16 @@ def read_study_file(path: Path) -> Any:
     except OSError as error:
         raise SpecError(Problem(where, f"cannot be read: {error.strerror}")) from error
     return parse_yaml(text, where=where)
+
+
+def _standard_input() -> str:
+    data = sys.stdin.buffer.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise SpecError(Problem("standard input", f"is larger than {MAX_BYTES:,} bytes: not a study file"))
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise SpecError(Problem("standard input", "is not text in UTF-8, expected a study file (YAML)")) from error
 
 
 def apply_overrides(data: Any, overrides: Sequence[str]) -> Any:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import configparser
 import os
 import re
 import sqlite3
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Mapping
 from contextlib import closing
@@ -19,6 +22,12 @@ from raystudy.tracking.journal import read_events
 
 _PROBE_TIMEOUT_S = 5.0
 _SQLITE = "sqlite:///"
+
+CREDENTIALS = (
+    "put user and password into ~/.mlflow/credentials (raystudy keys makes that file for a cluster), "
+    "or set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+)
+"""Where MLflow's clients look for what a server asks for."""
 
 
 def tracking_uri(given: str | None = None, *, environ: Mapping[str, str] = os.environ) -> str:
@@ -78,9 +87,8 @@ def _recorded_uri(name: str) -> str | None:
 
 
 def _check_server(uri: str) -> None:
-    request = urllib.request.Request(redact(uri).rstrip("/") + "/health")  # noqa: S310 (http or https, see above)
     try:
-        urllib.request.urlopen(request, timeout=_PROBE_TIMEOUT_S).close()  # noqa: S310
+        _get(uri, "/health")
     except urllib.error.HTTPError as error:
         # A proxy may guard this page, or not know it: whether the server serves is then seen at the first request.
         if error.code >= 500:
@@ -88,6 +96,57 @@ def _check_server(uri: str) -> None:
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
         raise UnreachableError(f"the tracking server at {redact(uri)} does not answer ({reason}); is it running?") from error
+    _check_credentials(uri)
+
+
+def _check_credentials(uri: str) -> None:
+    """Find out now that the server refuses us, rather than when images and weights are ready."""
+    if is_authorized_elsewhere():
+        return  # the client will send what only it knows
+    header = authorization(uri)
+    try:
+        _get(uri, "/api/2.0/mlflow/experiments/search?max_results=1", header)
+    except urllib.error.HTTPError as error:
+        if error.code == 401:
+            does = "refuses the credentials it is given" if header else "asks for credentials"
+            raise UnreachableError(f"the tracking server at {redact(uri)} {does}; {CREDENTIALS}") from error
+    except (OSError, ValueError):
+        return  # it answered a moment ago: the first request will say more
+
+
+def _get(uri: str, page: str, headers: Mapping[str, str] | None = None) -> None:
+    url = redact(uri).rstrip("/") + page
+    request = urllib.request.Request(url, headers=dict(headers or {}))  # noqa: S310 (http or https, see above)
+    urllib.request.urlopen(request, timeout=_PROBE_TIMEOUT_S).close()  # noqa: S310
+
+
+def authorization(uri: str) -> dict[str, str]:
+    """Return the header that MLflow's client would send: from the environment, else its file, else the address."""
+    file = configparser.ConfigParser(interpolation=None)
+    try:
+        file.read(Path("~/.mlflow/credentials").expanduser())
+    except (configparser.Error, UnicodeDecodeError):
+        file.clear()
+    names = ("mlflow_tracking_username", "mlflow_tracking_password")
+    user, password = [os.environ.get(name.upper()) or file.get("mlflow", name, fallback=None) for name in names]
+    token = os.environ.get("MLFLOW_TRACKING_TOKEN")
+    if user and password:
+        pair = f"{user}:{password}"
+    elif token:
+        return {"Authorization": f"Bearer {token}"}
+    else:
+        parts = urllib.parse.urlsplit(uri)
+        pair = f"{urllib.parse.unquote(parts.username or '')}:{urllib.parse.unquote(parts.password or '')}"
+    return {} if pair == ":" else {"Authorization": f"Basic {base64.b64encode(pair.encode()).decode()}"}
+
+
+def is_authorized_elsewhere() -> bool:
+    """Whether MLflow's client logs in by means of its own: plug-ins, AWS signatures, ~/.netrc."""
+    return bool(os.environ.get("MLFLOW_TRACKING_AUTH") or os.environ.get("MLFLOW_TRACKING_AWS_SIGV4")) or _netrc().exists()
+
+
+def _netrc() -> Path:
+    return Path(os.environ.get("NETRC") or Path.home() / ".netrc")  # whose entries the client prefers to all else
 
 
 def _check_database(file: Path, *, create: bool) -> None:

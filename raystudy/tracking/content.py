@@ -86,6 +86,9 @@ def study_content(record: StudyRecord) -> RunContent:
             names.METRIC: spec.metric,
             names.MODE: spec.mode,
             names.TRIALS: str(spec.budget.trials),
+            names.OWNER: record.owner,
+            names.GPU_HOURS: f"{record.gpu_seconds / 3600:.4f}",
+            names.SUMMARY: _summary(record, spec),
         },
         points=(),
         status=names.STUDY_STATUS[record.state],
@@ -143,6 +146,23 @@ def factor_kind(factor: str) -> str:
     return FACTORS[factor].kind if factor in FACTORS else "categorical"
 
 
+def _summary(record: StudyRecord, spec: StudySpec) -> str:
+    scored = [
+        (value, trial)
+        for trial in record.trials.values()
+        if trial.state.ranks and (value := trial.best_value(spec.metric, spec.mode)) is not None
+    ]
+    sign = 1.0 if spec.mode == "max" else -1.0
+    best, trial = max(scored, key=lambda row: (sign * row[0], -row[1].number), default=(None, None))
+    about = {
+        "trials": record.counts(),
+        "epochs": sum(len(one.reports) for one in record.trials.values()),
+        "best": best,
+        "best_trial": trial and trial.trial_id,
+    }
+    return json.dumps(about)
+
+
 def _study_params(spec: StudySpec) -> dict[str, str]:
     """Return what a resume cannot change."""
     return {
@@ -170,6 +190,7 @@ def _trial_tags(trial: TrialRecord, parent: str, best_epoch: int | None) -> dict
         names.RETRIES: str(trial.retries),
         names.EPOCHS: str(trial.epochs),
         names.KEPT: str(trial.kept).lower(),
+        names.GPU_SECONDS: f"{trial.gpu_seconds:.1f}",
     }
     if best_epoch is not None:
         tags[names.BEST_EPOCH] = str(best_epoch)

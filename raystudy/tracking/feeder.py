@@ -11,11 +11,13 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
 from raystudy.errors import StudyBusyError, UnreachableError
 from raystudy.paths import StudyPaths
 from raystudy.records import Event
+from raystudy.storage import in_words
 from raystudy.tracking.address import redact
 
 _RESTARTS = 20
@@ -137,8 +139,7 @@ class Feeder:
         command = [sys.executable, "-m", "raystudy.tracking.writer", "--root", str(self._paths.root)]
         # In the environment, not among the arguments: every user of the machine can read those, and it may hold a password.
         environment = {**os.environ, "RAYSTUDY_WRITER_URI": self._uri}
-        self._paths.root.mkdir(parents=True, exist_ok=True)
-        with self._paths.writer_log.open("ab") as log:
+        with self._open_log() as log:
             process = subprocess.Popen(
                 [*command, "--patient"] if patient else command,
                 stdin=subprocess.PIPE,
@@ -153,6 +154,14 @@ class Feeder:
         os.set_blocking(self._input, False)
         self._started = time.monotonic()
         return process
+
+    def _open_log(self) -> BinaryIO:
+        try:
+            self._paths.root.mkdir(parents=True, exist_ok=True)
+            return self._paths.writer_log.open("ab")
+        except OSError as error:  # a disk that is full or read-only; MLflow may still be somewhere else
+            _log.warning("%s: the MLflow writer leaves no log", in_words(error, self._paths.writer_log))
+            return Path(os.devnull).open("ab")
 
     def _restart(self) -> None:
         """Start another writer for one that has died, not too often; the next event comes here again."""
@@ -200,6 +209,7 @@ class Feeder:
         assert self._process.stdin is not None
         with contextlib.suppress(OSError):
             self._process.stdin.close()
+        self._input = -1  # the number may become another file's, the journal's for one
 
     def _close_output(self) -> None:
         assert self._process.stdout is not None

@@ -2,21 +2,25 @@
 
 One event a line: eight hex digits of CRC-32 over the rest, a space, the event as JSON. A line is written with a single
 `write` and forced to disk before anybody acts on the event. A driver that dies in the middle of a write leaves a last line
-without its newline; it is cut off when the next driver opens the file, and was never acted upon. Any other damage is an
-error that names the place: nothing is guessed.
+without its newline; it is cut off when the next driver opens the file, and was never acted upon. So is what a full or
+read-only disk left of a line, before the line is tried again. Any other damage is an error that names the place: nothing is
+guessed.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
 from raystudy.errors import JournalError
 from raystudy.records import Event, event_from_json
+from raystudy.storage import Pause, in_words, keep_trying
 
 
 def encode(event: Event) -> bytes:
@@ -71,30 +75,89 @@ class Journal:
     """A journal open for appending. The caller holds the study's lock: there is one writer."""
 
     def __init__(self, path: Path) -> None:
-        """Open `path`, create it if need be, and cut off a torn last line."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+        """Open `path`, create it if need be, and cut off a torn last line.
+
+        Raises:
+            JournalError: it cannot be written.
+        """
         self.path = path
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        self._cut_torn_line()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            self._cut_torn_line()
+            self._size = os.fstat(self._file).st_size
+        except OSError as error:
+            raise JournalError(in_words(error, path)) from error
+        self._is_whole = True
 
     def append(self, event: Event) -> None:
-        """Write `event` and force it to disk; on an error (a full disk) the file is as it was before."""
-        line = encode(event)
-        size = os.fstat(self._file).st_size
+        """Write `event` and force it to disk; raise JournalError if that cannot be done now."""
         try:
-            written = os.write(self._file, line)
-            if written != len(line):
-                raise OSError(f"wrote {written} of {len(line)} bytes")
-            os.fdatasync(self._file)
+            self._write(encode(event))
         except OSError as error:
-            os.ftruncate(self._file, size)
-            raise JournalError(f"{self.path}: cannot be written: {error.strerror or error}") from error
+            raise JournalError(in_words(error, self.path)) from error
+
+    def append_patiently(self, event: Event) -> Pause | None:
+        """Write `event` and force it to disk, however long the storage makes that take.
+
+        Raises:
+            StoppedWaiting: the study is to stop; `event` is not in the journal.
+            JournalError: it cannot be written, and waiting does not help.
+        """
+        line = encode(event)
+        try:
+            return keep_trying(lambda: self._write(line), self.path)
+        except OSError as error:
+            raise JournalError(in_words(error, self.path)) from error
 
     def close(self) -> None:
         """Close the file."""
+        with suppress(OSError, JournalError):
+            self._mend()
+        self._let_go()
+
+    def _write(self, line: bytes) -> None:
+        """Add `line`. Whatever a failed attempt leaves is cut off before the next one, or by the next driver."""
+        self._mend()
+        self._is_whole = False
+        try:
+            left = line
+            while left:  # an almost full disk takes a part, and refuses the rest
+                left = left[os.write(self._file, left) :]
+            os.fdatasync(self._file)
+        except OSError:
+            with suppress(OSError):  # a read-only disk refuses this too
+                os.ftruncate(self._file, self._size)
+            self._let_go()  # a file server that was away may not know the open file any more
+            raise
+        self._size += len(line)
+        self._is_whole = True
+
+    def _mend(self) -> None:
+        """Make sure that the file ends with the last line that was forced to disk."""
+        if self._is_whole:
+            return
+        if self._file < 0:
+            self._file = self._reopened()
+        size = os.fstat(self._file).st_size
+        if size < self._size:
+            raise JournalError(
+                f"{self.path}: has {size} bytes, {self._size} were written; restore the file from a copy and resume the study"
+            )
+        os.ftruncate(self._file, self._size)
+        self._is_whole = True
+
+    def _reopened(self) -> int:
+        try:
+            return os.open(self.path, os.O_RDWR | os.O_APPEND)
+        except FileNotFoundError as error:  # a file system that is not mounted: nothing must be created in its place
+            raise OSError(errno.ESTALE, error.strerror) from error
+
+    def _let_go(self) -> None:
         if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
+            file, self._file = self._file, -1
+            with suppress(OSError):  # a file server may report here what has been reported already
+                os.close(file)
 
     def __enter__(self) -> Journal:
         return self

@@ -20,6 +20,10 @@ MODE = "raystudy.mode"
 TRIALS = "raystudy.trials"
 """The budget in trials; a tag, since a resume may extend it and params cannot change."""
 CLASSES = "raystudy.classes"
+OWNER = "raystudy.owner"
+GPU_HOURS = "raystudy.gpu_hours"
+SUMMARY = "raystudy.summary"
+"""Trials by state, epochs and the best trial so far as JSON: what `list` shows without a look at any trial."""
 
 # Tags on a child run
 TRIAL_ID = "raystudy.trial_id"
@@ -30,6 +34,7 @@ EPOCHS = "raystudy.epochs"
 """The last epoch reported. Written after the metrics it speaks of: what it says is in MLflow, is."""
 BEST_EPOCH = "raystudy.best_epoch"
 KEPT = "raystudy.kept"
+GPU_SECONDS = "raystudy.gpu_seconds"
 KEEP_PROBABILITY = "raystudy.keep_probability"
 
 # MLflow's own tags

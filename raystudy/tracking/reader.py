@@ -8,9 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from raystudy.errors import NotFoundError
 from raystudy.records import StudyState, TrialState
 from raystudy.spec import StudySpec
@@ -18,17 +15,24 @@ from raystudy.spec.messages import nearest
 from raystudy.tracking import names
 from raystudy.tracking.address import check_reachable, database, redact
 from raystudy.tracking.content import param_value
+from raystudy.tracking.rest import RestStore, is_plain_server
+from raystudy.tracking.rows import ReportRow, TrialRow
 from raystudy.tracking.store import Store, StoredRun, StoreRefused
-from raystudy.tracking.tables import ReportRow, TrialRow, reports_table_of, trials_table_of
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from raystudy.tracking.models import KeptModel
 
 _THREADS = 8
 
 
-def connect(uri: str) -> Store:
-    """Open the tracking store at `uri` for reading.
+ReadableStore = Store | RestStore
+"""What studies can be read from."""
+
+
+def connect(uri: str) -> ReadableStore:
+    """Open the tracking store at `uri` for reading, a server without MLflow's own client, which takes a second to import.
 
     Raises:
         NotFoundError: a local store that does not exist, so that nothing can be in it.
@@ -37,11 +41,13 @@ def connect(uri: str) -> Store:
     file = database(uri)
     if file is not None and not file.exists():
         raise NotFoundError(f"there are no studies yet in {redact(uri)}")
+    if is_plain_server(uri):
+        return RestStore(uri)  # whose first question says what is wrong
     check_reachable(uri)
     return Store(uri)
 
 
-def study_runs(store: Store) -> dict[str, StoredRun]:
+def study_runs(store: ReadableStore) -> dict[str, StoredRun]:
     """Return the parent runs of all studies in the store by study name."""
     found = store.runs(list(store.experiments()), names.STUDY_KIND)
     return {run.name: run for run in found}
@@ -50,7 +56,7 @@ def study_runs(store: Store) -> dict[str, StoredRun]:
 class StudyReader:
     """One study in MLflow. What may change is read anew at each call."""
 
-    def __init__(self, store: Store, name: str) -> None:
+    def __init__(self, store: ReadableStore, name: str) -> None:
         """Find the study.
 
         Raises:
@@ -90,6 +96,8 @@ class StudyReader:
 
     def trials(self) -> pa.Table:
         """Return the table of trials."""
+        from raystudy.tracking.tables import trials_table_of
+
         return trials_table_of(self.rows(), tuple(self.spec().all_factors))
 
     def reports(self) -> pa.Table:
@@ -107,6 +115,8 @@ class StudyReader:
         Raises:
             StoreRefused: there is none.
         """
+        import pyarrow.parquet as pq
+
         with tempfile.TemporaryDirectory() as scratch:
             return pq.read_table(self.store.download(self.run_id, names.REPORTS_FILE, Path(scratch)), memory_map=False)
 
@@ -115,6 +125,8 @@ class StudyReader:
         runs = self._runs()
         with ThreadPoolExecutor(_THREADS) as pool:
             rows = [row for found in pool.map(self._report_rows, runs) for row in found]
+        from raystudy.tracking.tables import reports_table_of
+
         return reports_table_of(rows, tuple(self.spec().all_factors))
 
     def model(self, run_id: str) -> KeptModel:
@@ -125,7 +137,7 @@ class StudyReader:
         """
         from raystudy.tracking.models import fetch_model
 
-        return fetch_model(self.store, self.experiment_id, run_id)
+        return fetch_model(Store(self.store.uri), self.experiment_id, run_id)
 
     def _runs(self) -> list[StoredRun]:
         """Return one run per trial; of two that a lost answer made (until the writer removes one) the fuller."""
@@ -179,7 +191,7 @@ def _without_best(metrics: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if not name.startswith(names.BEST_PREFIX)}
 
 
-def _not_found(store: Store, name: str) -> str:
+def _not_found(store: ReadableStore, name: str) -> str:
     known: Iterable[Any] = sorted(study_runs(store))
     hint = nearest(name, known) if known else "there are no studies there"
     return f"there is no study {name!r} at {redact(store.uri)}; {hint}"

@@ -18,8 +18,9 @@ from typing import Any
 
 from raystudy.errors import UnreachableError
 from raystudy.tracking import names
-from raystudy.tracking.address import artifact_root, database, redact
+from raystudy.tracking.address import CREDENTIALS, artifact_root, database, redact
 from raystudy.tracking.content import Point, RunContent
+from raystudy.tracking.questions import PAGE, RUNS_PER_REQUEST, SMALL_PAGE, order_by_metric, trials_only, where
 
 _PROGRESS_BAR = "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"
 _SETTINGS = {
@@ -33,9 +34,7 @@ _SETTINGS = {
 }
 _METRICS_PER_REQUEST = 1000
 _OTHERS_PER_REQUEST = 100
-_PAGE = 1000
-_SMALL_PAGE = 50
-_PERMANENT = frozenset(
+PERMANENT = frozenset(
     {
         "INVALID_PARAMETER_VALUE",
         "RESOURCE_DOES_NOT_EXIST",
@@ -46,7 +45,7 @@ _PERMANENT = frozenset(
         "ENDPOINT_NOT_FOUND",
     }
 )
-_UNAUTHORISED = frozenset({"UNAUTHENTICATED", "PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED"})
+UNAUTHORISED = frozenset({"UNAUTHENTICATED", "PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED"})
 
 _log = logging.getLogger(__name__)
 
@@ -125,11 +124,7 @@ class Store:
         if found is None:
             return None
         if found.lifecycle_stage != "active":
-            raise StoreRefused(
-                f"the experiment {name!r} at {redact(self.uri)} was deleted; restore it "
-                f"(mlflow experiments restore -x {found.experiment_id}) or give the study another name",
-                "DELETED",
-            )
+            raise deleted(name, self.uri, found.experiment_id)
         return str(found.experiment_id)
 
     def experiment_or_new(self, name: str) -> str:
@@ -160,27 +155,23 @@ class Store:
 
     def runs(self, experiments: Sequence[str], kind: str | None = None, **tags: str) -> list[StoredRun]:
         """Return the runs of `kind` that have the given `raystudy.` tags (without that prefix), oldest first."""
-        wanted = {key if "." in key else f"raystudy.{key}": value for key, value in tags.items()}
-        if kind is not None:
-            wanted[names.KIND] = kind
-        where = " and ".join(f"tags.`{key}` = '{value}'" for key, value in wanted.items())
+        condition = where(kind, tags)
         found: list[StoredRun] = []
-        for start in range(0, len(experiments), _OTHERS_PER_REQUEST):
-            ids = list(experiments[start : start + _OTHERS_PER_REQUEST])
+        for start in range(0, len(experiments), RUNS_PER_REQUEST):
+            ids = list(experiments[start : start + RUNS_PER_REQUEST])
             found += map(
                 _stored,
                 self._pages(
                     "search the runs",
-                    partial(self.client.search_runs, ids, where, max_results=_PAGE, order_by=["attributes.start_time ASC"]),
+                    partial(self.client.search_runs, ids, condition, max_results=PAGE, order_by=["attributes.start_time ASC"]),
                 ),
             )
         return found
 
     def runs_by(self, experiment: str, metric: str, *, ascending: bool) -> Iterator[StoredRun]:
         """Yield the trials' runs in the order of a metric's latest value, those without it last; few are fetched at a time."""
-        order = f"metrics.`{metric}` {'ASC' if ascending else 'DESC'}"
-        where = f"tags.`{names.KIND}` = '{names.TRIAL_KIND}'"
-        search = partial(self.client.search_runs, [experiment], where, max_results=_SMALL_PAGE, order_by=[order])
+        order = order_by_metric(metric, ascending=ascending)
+        search = partial(self.client.search_runs, [experiment], trials_only(), max_results=SMALL_PAGE, order_by=[order])
         return map(_stored, self._pages("search the runs", search))
 
     def run(self, run_id: str) -> StoredRun:
@@ -345,13 +336,20 @@ class Store:
             code = str(getattr(error, "error_code", ""))
             reason = redact((str(error).strip().splitlines() or [type(error).__name__])[0])[:500]
             message = f"cannot {doing} at {redact(self.uri)}: {reason}"
-            if code in _UNAUTHORISED:
-                raise StoreDown(
-                    f"{message}; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
-                ) from error
-            if code in _PERMANENT:
+            if code in UNAUTHORISED:
+                raise StoreDown(f"{message}; {CREDENTIALS}") from error
+            if code in PERMANENT:
                 raise StoreRefused(message, code) from error
             raise StoreDown(message) from error
+
+
+def deleted(name: str, uri: str, experiment: str) -> StoreRefused:
+    """Return the refusal of a study whose experiment was deleted."""
+    return StoreRefused(
+        f"the experiment {name!r} at {redact(uri)} was deleted; restore it "
+        f"(mlflow experiments restore -x {experiment}) or give the study another name",
+        "DELETED",
+    )
 
 
 @contextmanager

@@ -6,7 +6,6 @@ Both sides are brought to `TrialRow` and `ReportRow` first, with times in MLflow
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 
 import pyarrow as pa
 
@@ -14,59 +13,10 @@ from raystudy.factors import Scalar
 from raystudy.records import Config, StudyRecord, TrialRecord
 from raystudy.tracking import names
 from raystudy.tracking.content import factor_kind, milliseconds, spec_of, typed
+from raystudy.tracking.rows import ReportRow, TrialRow
 
 _TIME = pa.timestamp("ms", tz="UTC")
 _TYPES = {"float": pa.float64(), "int": pa.int64(), "bool": pa.bool_()}
-
-
-@dataclass(frozen=True, slots=True)
-class TrialRow:
-    """One trial as tables and queries see it.
-
-    Attributes:
-        trial_id: its id, the same everywhere.
-        number: its number in the study, from 0.
-        state: one of the trial states.
-        reason: why it ended, where that needs words.
-        epochs: the last epoch reported, 0 before the first.
-        run_id: its MLflow run, empty where it has none yet.
-        started: milliseconds since 1970.
-        ended: likewise; None while it runs.
-        node: the host it ran on last.
-        config: the active factors.
-        last: the metrics at the last epoch.
-        best: the metrics at the best epoch.
-    """
-
-    trial_id: str
-    number: int
-    state: str
-    reason: str
-    epochs: int
-    run_id: str
-    started: int
-    ended: int | None
-    node: str
-    config: Config
-    last: Mapping[str, float] = field(default_factory=dict)
-    best: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def wall_seconds(self) -> float | None:
-        """From the first start to the last end, None while it runs."""
-        return None if self.ended is None else (self.ended - self.started) / 1000
-
-
-@dataclass(frozen=True, slots=True)
-class ReportRow:
-    """The metrics of one epoch of one trial. `time` is in milliseconds since 1970."""
-
-    trial_id: str
-    number: int
-    epoch: int
-    time: int
-    metrics: Mapping[str, float]
-    config: Config
 
 
 def trials_table(record: StudyRecord, run_ids: Mapping[str, str]) -> pa.Table:

@@ -23,7 +23,7 @@ from raystudy.tracking.address import redact, study_uri
 from raystudy.tracking.content import Point, RunContent, journal_id, spec_of, study_content, trial_content
 from raystudy.tracking.feeder import Feeder
 from raystudy.tracking.journal import read_journal
-from raystudy.tracking.reader import connect
+from raystudy.tracking.reader import ReadableStore, connect
 from raystudy.tracking.store import Store, StoredRun
 
 _THREADS = 8
@@ -121,7 +121,7 @@ def verify(name: str, *, tracking_uri: str | None = None, repair: bool = False) 
     return compare(store, record)
 
 
-def compare(store: Store, record: StudyRecord) -> Verification:
+def compare(store: ReadableStore, record: StudyRecord) -> Verification:
     """Compare the runs in `store` with `record`, value by value."""
     runs = _Runs.of(store, record)
     if runs.parent is None:
@@ -191,7 +191,7 @@ class _Runs:
     orphans: tuple[StoredRun, ...]
 
     @classmethod
-    def of(cls, store: Store, record: StudyRecord) -> _Runs:
+    def of(cls, store: ReadableStore, record: StudyRecord) -> _Runs:
         experiment = store.experiment(record.name)
         if experiment is None:
             return cls(None, {}, (), ())
@@ -214,9 +214,10 @@ class _Runs:
 def _delete_wrong_runs(uri: str, record: StudyRecord) -> None:
     """Delete duplicate and orphan runs, and those that hold what no writing can correct: params and values of metrics."""
     try:
-        store = connect(uri)
+        connect(uri)
     except NotFoundError:
         return
+    store = Store(uri)
     runs = _Runs.of(store, record)
     for run in (*runs.duplicates, *runs.orphans):
         store.delete_run(run.run_id)
@@ -237,7 +238,7 @@ def _is_beyond_repair(run: StoredRun, content: RunContent, points: list[Point]) 
     return bool(missing or extra) or other_params or run.started != content.started
 
 
-def _histories(store: Store, run: StoredRun) -> list[Point]:
+def _histories(store: ReadableStore, run: StoredRun) -> list[Point]:
     return [point for metric in run.latest for point in store.history(run.run_id, metric)]
 
 

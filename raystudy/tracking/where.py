@@ -13,7 +13,7 @@ from raystudy.factors import FACTORS, Scalar
 from raystudy.records import TrialState
 from raystudy.spec.messages import nearest
 from raystudy.tracking.content import factor_kind
-from raystudy.tracking.tables import TrialRow
+from raystudy.tracking.rows import TrialRow
 
 Predicate = Callable[[TrialRow], bool]
 

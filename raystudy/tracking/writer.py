@@ -11,6 +11,7 @@ Exit codes: 0 MLflow holds what the journal says, 1 it does not yet, 2 a mistake
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import logging
 import math
@@ -20,6 +21,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -53,6 +55,20 @@ _log = logging.getLogger("raystudy.writer")
 
 class GaveUp(RaystudyError):
     """The store stayed away for longer than the writer may live without its driver."""
+
+
+class _Log(io.TextIOBase):
+    """Standard error, where that is a file on a disk that may be full: what it does not take is lost, nothing else."""
+
+    encoding = "utf-8"
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            os.write(2, text.encode(errors="replace"))
+        return len(text)
+
+    def fileno(self) -> int:
+        return 2
 
 
 class DriverPipe:
@@ -140,7 +156,7 @@ class Writer:
         """Write until the driver is gone and everything is written; return whether MLflow is complete."""
         while True:
             last_round = self._pipe.is_closed
-            self._dirty |= self._tail.read()
+            self.persist(self._read)
             self.persist(self._write_all)
             if last_round:
                 break
@@ -180,6 +196,13 @@ class Writer:
                 self._pipe.wait(min(pause, self._patience / 4) if self._pipe.is_closed else pause)
                 pause = min(pause * 2, longest)
 
+    def _read(self) -> None:
+        """Take in what is new in the journal; storage that is away for a while is waited for as the store is."""
+        try:
+            self._dirty |= self._tail.read()
+        except OSError as error:
+            raise StoreDown(f"{self._paths.journal} cannot be read: {error.strerror or error}") from error
+
     def _write_all(self) -> None:
         """Write what has changed; what is written leaves `_dirty` at once, so that a repetition goes on from there."""
         record = self._tail.record
@@ -214,7 +237,8 @@ class Writer:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the writer; see the module's text."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to every process of a study; our end is the pipe's
+        signal.signal(number, signal.SIG_IGN)
     os.nice(_NICENESS)  # Ray starts at the same moment, and everybody waits for Ray
     parser = argparse.ArgumentParser(prog="raystudy.tracking.writer")
     parser.add_argument("--root", type=Path, required=True)
@@ -255,10 +279,11 @@ def _serve(writer: Writer, paths: StudyPaths, options: argparse.Namespace, answe
 
 
 def _own_stdout() -> Callable[[dict[str, object]], None]:
-    """Keep standard output for our one line, whatever libraries print."""
+    """Keep standard output for our one line, whatever libraries print: that goes to the log."""
     sys.stdout.flush()
     channel = os.dup(1)
     os.dup2(2, 1)
+    sys.stdout = sys.stderr = _Log()
 
     def answer(line: dict[str, object]) -> None:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,3 +46,18 @@ def place(make_place: Callable[[str], Place]) -> Place:
 def rng() -> np.random.Generator:
     """Give random moments that are the same in every run."""
     return np.random.default_rng(20261123)
+
+
+@pytest.fixture
+def say(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
+    """Give a function that prints how long a step took, whether or not the test's output is captured."""
+    last = time.monotonic()
+
+    def step(what: str) -> None:
+        nonlocal last
+        now = time.monotonic()
+        with capsys.disabled():
+            print(f"\n{now - last:6.1f} s  {what}", end="", flush=True)
+        last = now
+
+    return step

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import ray
-from toys import Mishap, ToyTrainer, direct, ends, stream, toy_spec
+from disks import Disk
+from toys import N_UNITS, Mishap, ToyTrainer, conduct, direct, ends, resumed, started, stream, table, toy_spec
 
-from raystudy.records import StudyState, TrialState
+from raystudy.records import Event, Reported, StudyRecord, StudyState, TrialState
+from raystudy.search.capacity import Slots
+from raystudy.search.director import Director
 from raystudy.search.inline import run_inline
-from raystudy.search.tune import Slots, run_on_tune
+from raystudy.search.tune import run_on_tune
 from raystudy.search.worker import Worker
+from raystudy.space import Space
+from raystudy.storage import StoppedWaiting, attended
+from raystudy.tracking.journal import Journal, read_journal
 
 pytestmark = pytest.mark.slow
 
@@ -65,6 +72,48 @@ def test_ray_and_the_inline_loop_take_the_same_steps() -> None:
     inline, inline_events = direct(SPEC)
     run_inline(inline, Worker(ToyTrainer(4, mishaps)))
     assert stream(ray_events) == stream(inline_events)
+
+
+@pytest.mark.parametrize("stops", [False, True], ids=["room is made", "stopped"])
+def test_a_full_disk_holds_up_the_study_and_nothing_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stops: bool
+) -> None:
+    disk = Disk(tmp_path, monkeypatch, "write", "ftruncate")
+    said: list[str] = []
+
+    def fill(event: Event) -> None:
+        if isinstance(event, Reported) and (event.trial_id, event.epoch) == ("t0002", 1) and not said:
+            disk.errors = [errno.ENOSPC] * 10_000
+
+    def relieve(text: str) -> None:
+        said.append(text)
+        if stops:
+            director.request_stop("terminated")
+        else:
+            disk.errors = []
+
+    with Journal(tmp_path / "journal.jsonl") as journal:
+        journal.append(started(SPEC))
+        director = Director(
+            SPEC,
+            Space.of(SPEC, n_units=N_UNITS),
+            append=journal.append_patiently,
+            history=read_journal(journal.path),
+            observers=[fill],
+        )
+        with attended(relieve, lambda: bool(director.stop_reason)):
+            if stops:
+                with pytest.raises(StoppedWaiting, match="the storage is full"):
+                    run_on_tune(director, ToyTrainer(4), Slots(1, 0, 1, retries=0))
+            else:
+                assert run_on_tune(director, ToyTrainer(4), Slots(1, 0, 1, retries=0)) is StudyState.COMPLETED
+    disk.errors = []
+    assert "Paused" in said[0]
+    events: list[Event] = read_journal(tmp_path / "journal.jsonl")
+    if stops:
+        _, events = conduct(SPEC, ToyTrainer(4), resumed(SPEC, events))
+    undisturbed, _ = conduct(SPEC, ToyTrainer(4))
+    assert table(StudyRecord.fold(events)) == table(undisturbed.record)
 
 
 def test_processes_are_kept_from_trial_to_trial() -> None:

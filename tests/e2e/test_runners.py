@@ -10,8 +10,9 @@ import ray
 from toys import START, Clock, Mishap, ToyTrainer, conduct, direct, ends, resumed, stream, table, toy_spec
 
 from raystudy.records import Event, Reported, StudyState, TrialState
+from raystudy.search.capacity import Slots
 from raystudy.search.director import Director
-from raystudy.search.tune import Slots, run_on_tune
+from raystudy.search.tune import run_on_tune
 from raystudy.space import Space
 from raystudy.spec import StudySpec
 

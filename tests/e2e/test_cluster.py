@@ -1,0 +1,180 @@
+"""A day of a cluster on real hosts: studies from the laptop, hosts and drivers that die, the same answers as without."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cluster import Cluster
+from hosts import STORAGE, Hosts
+from images import write_idx
+from places import TIMES, Place
+
+from raystudy.records import Event, Reported, StudyEnded, TrialRetried
+from raystudy.tracking.journal import read_journal
+
+pytestmark = pytest.mark.slow
+
+STUDIES = f"{STORAGE}/raystudy/studies"
+ONE_CPU_EACH = {"ray start --block --address=$RAY_HEAD_IP:6379": "ray start --block --num-cpus=1 --address=$RAY_HEAD_IP:6379"}
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    if reason := Hosts.missing():
+        pytest.skip(reason)
+    with Hosts.start(folder=tmp_path / "hosts") as hosts:
+        yield Cluster(hosts, changes=ONE_CPU_EACH)
+
+
+IMAGES = {"n_classes": 4, "per_class": 120, "side": 8}
+WRONG_PASSWORD = {"MLFLOW_TRACKING_USERNAME": "raystudy", "MLFLOW_TRACKING_PASSWORD": "wrong"}
+
+
+class Laptop:
+    """The client's host: study files, the real command line, and a look at the cluster's storage from outside."""
+
+    def __init__(self, cluster: Cluster, place: Place) -> None:
+        self.cluster, self.place = cluster, place
+
+    def bring_images(self) -> None:
+        write_idx(self.cluster.hosts.path("head", f"{STORAGE}/images"), **IMAGES)
+
+    def study_file(self, name: str, seed: int) -> str:
+        # Epochs of a second or two: long enough to be in the middle of one.
+        changes: dict[str, Any] = {
+            "name": name,
+            "search": {"sampler": "tpe", "seed": seed, "startup_trials": 3},
+            "budget": {"trials": 8, "epochs": 4},
+        }
+        shutil.rmtree(self.place.folder.parent / "images", ignore_errors=True)
+        write_idx(self.place.folder.parent / "images", **IMAGES)
+        there = self.place.study_file(**changes, data={"source": f"idx:{STORAGE}/images"}).read_text()
+        on_client = f"/root/{name}.yaml"
+        self.cluster.hosts.path("client", on_client).write_text(there)
+        self.place.study_file(**changes)  # the same one, for this machine
+        return on_client
+
+    def call(self, *arguments: str, expect: int = 0, env: dict[str, str] | None = None) -> str:
+        done = self.cluster.client(["raystudy", *arguments], check=False, timeout=200, env=env)
+        assert done.returncode == expect, (
+            f"raystudy {' '.join(arguments)} exited {done.returncode}\n{done.stdout}\n{done.stderr}"
+        )
+        assert "Traceback" not in done.stderr
+        return done.stdout + done.stderr if expect else done.stdout
+
+    def json(self, *arguments: str) -> Any:
+        return json.loads(self.call(*arguments, "--json"))
+
+    def events(self, name: str) -> list[Event]:
+        journal = self.cluster.hosts.path("head", f"{STUDIES}/{name}/journal.jsonl")
+        return list(read_journal(journal)) if journal.exists() else []
+
+    def wait_for_events(self, name: str, kind: type[Event], count: int, seconds: float = 150) -> None:
+        def enough() -> bool:
+            return sum(isinstance(event, kind) for event in self.events(name)) >= count
+
+        self.cluster.wait_for(enough, seconds, f"{count} {kind.__name__} of {name}")
+
+    def table(self, name: str) -> list[dict[str, Any]]:
+        rows = self.json("trials", name)
+        return [{key: value for key, value in row.items() if key.removeprefix("best_") not in TIMES} for row in rows]
+
+
+def test_a_day_of_a_cluster(cluster: Cluster, make_place: Callable[[str], Place], say: Callable[[str], None]) -> None:
+    hosts = cluster.hosts
+    laptop = Laptop(cluster, make_place("laptop"))
+    files = {name: laptop.study_file(name, seed) for name, seed in (("alpha", 3), ("beta", 11))}
+    cluster.up()
+    laptop.bring_images()
+    say("ray up")
+
+    # What the cluster cannot see, and what is wrong with the way there, is said in a line; nothing is started.
+    said = laptop.call("submit", files["alpha"], "--name", "blind", "--set", "data.source=folder:/root/pictures", expect=2)
+    assert "/root/pictures: there is no such file or folder" in said
+    assert "wants a token" in laptop.call("list", expect=3, env={"RAY_AUTH_MODE": "disabled"})
+    assert "refuses the token" in laptop.call("list", expect=3, env={"RAY_AUTH_TOKEN": "0" * 64})
+    assert "credentials" in laptop.call(
+        "best", "alpha", expect=3, env={"MLFLOW_TRACKING_PASSWORD": "wrong", "MLFLOW_TRACKING_USERNAME": "raystudy"}
+    )
+    assert laptop.json("list") == []
+    say("refusals")
+
+    submitted = {name: laptop.json("submit", file) for name, file in files.items()}
+    assert [answer["job_id"] for answer in submitted.values()] == ["raystudy-alpha", "raystudy-beta"]
+    assert "is running on" in laptop.call("submit", files["alpha"], expect=2)
+    follower = hosts.spawn("client", ["raystudy", "watch", "alpha"], env=cluster.environment)
+    laptop.wait_for_events("alpha", Reported, 4)
+    laptop.wait_for_events("beta", Reported, 2)
+    say("two studies submitted, both report")
+
+    # A host dies in mid-trial: its trial goes on elsewhere, and that is no failure of it.
+    reports = [event for event in laptop.events("alpha") if isinstance(event, Reported)]
+    unlucky = reports[-1].node
+    hosts.poweroff(unlucky)
+    say(f"{unlucky} powered off, with a trial of alpha")
+    laptop.wait_for_events("alpha", TrialRetried, 1)
+    laptop.call("stop", "beta")
+    laptop.wait_for_events("beta", StudyEnded, 1)
+    hosts.boot(unlucky)
+    laptop.wait_for_events("alpha", Reported, len(reports) + 3)
+    say("the trial goes on, beta is stopped")
+
+    # The driver dies; whoever follows is told, and any client continues the study.
+    assert len(hosts.kill("head", r"raystudy run - --events", signal.SIGKILL)) == 1
+    cluster.wait_for(lambda: follower.poll() is not None, 30, "the follower to end")
+    out, _ = follower.communicate()
+    assert follower.returncode == 130
+    assert "the driver of alpha is gone; `raystudy resume alpha` continues it" in out
+    assert {row["name"]: row["state"] for row in laptop.json("list")} == {"alpha": "interrupted", "beta": "interrupted"}
+    laptop.call("resume", "alpha")
+    laptop.call("resume", "beta")
+    laptop.wait_for_events("alpha", StudyEnded, 1)
+    laptop.wait_for_events("beta", StudyEnded, 2)
+    say("driver killed, both resumed to their ends")
+
+    cluster.wait_for(lambda: all(row["state"] == "completed" for row in laptop.json("list")), 60, "MLflow to be complete")
+    (best,) = laptop.json("best", "alpha")
+    assert best["state"] == "completed" or best["state"] == "pruned"
+    rows = {row["name"]: row for row in laptop.json("list")}
+    assert {row["owner"] for row in rows.values()} == {"root"}
+    assert rows["alpha"]["best"] == pytest.approx(best["metrics"]["val_accuracy"])
+    for name in files:
+        assert laptop.json("verify", name)["ok"] is True
+    assert "trial t0000" in laptop.call("logs", "alpha", "t0000")
+    say("best, list, verify, logs")
+
+    # The same studies, never disturbed, on one machine without Ray.
+    for name in files:
+        laptop.place.call("run", str(laptop.place.folder / f"{name}.yaml"), "--inline")
+        assert laptop.table(name) == laptop.place.table(name)
+    say("equal to the undisturbed runs")
+
+    _assert_no_secret_is_left(cluster)
+    cluster.down()
+    cluster.wait_for(lambda: not cluster.processes(), 60, "the last process to end")
+    say("ray down, no process left")
+
+
+def _assert_no_secret_is_left(cluster: Cluster) -> None:
+    """No token and no password in MLflow's files, journals, logs, or what the dashboard tells of jobs."""
+    hosts = cluster.hosts
+    credentials = hosts.path("client", "/root/.mlflow/credentials").read_text()
+    (password,) = re.findall(r"mlflow_tracking_password\s*=\s*(\S+)", credentials)
+    secrets = [cluster.token.encode(), password.encode()]
+    folders = [hosts.path("head", STORAGE), *(hosts.path(host, "/tmp/ray") for host in ("head", *cluster.workers))]
+    searched = 0
+    for file in (file for folder in folders for file in folder.rglob("*") if file.is_file() and not file.is_symlink()):
+        searched += 1
+        data = file.read_bytes()
+        assert not any(secret in data for secret in secrets), file
+    assert searched > 50
+    _, jobs = cluster.get(f"{cluster.dashboard}/api/jobs/", token=cluster.token)
+    assert "raystudy-alpha" in jobs
+    assert not any(secret.decode() in jobs for secret in secrets)
