@@ -39,6 +39,7 @@ OWNERS = {
         "search/tune.py",
         "search/actor.py",
         "search/capacity.py",
+        "search/notices.py",
         "search/deaths.py",
         "search/remote_probe.py",
         "search/messages.py",

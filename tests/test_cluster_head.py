@@ -306,6 +306,7 @@ def test_a_process_that_ended_but_was_not_waited_for_is_not_alive(
     assert not alive(seen)
 
 
+@pytest.mark.slow
 def test_the_guard_ends_its_supervisor_and_what_is_left_when_ray_ends(
     tmp_path: Path, processes_of_mine: Callable[..., subprocess.Popen[bytes]]
 ) -> None:

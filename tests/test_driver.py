@@ -466,7 +466,8 @@ def test_a_resume_records_its_new_budget_even_before_the_first_trial() -> None:
     driver.resume("toy", more_trials(3), Setting(inline=True, trainer=ToyTrainer(4)))
     record = StudyRecord.fold(events())
     assert len(record.trials) == StudySpec.from_dict(record.spec).budget.trials == 3
-    assert [event.kind for event in events()[:3]] == ["study_started", "study_resumed", "trial_started"]
+    kinds = [event.kind for event in events()[:4]]
+    assert kinds == ["study_started", "study_resumed", "study_placed", "trial_started"]
 
 
 def test_more_trials_extend_a_finished_study() -> None:

@@ -137,6 +137,7 @@ def run_predict(folder: Path, images: list[Path]) -> subprocess.CompletedProcess
     return subprocess.run(command, capture_output=True, encoding="utf-8", check=False, env=environment, cwd=folder.parent)
 
 
+@pytest.mark.slow
 def test_predict_py_tells_without_raystudy_what_the_trial_would(exported: ExportedModel, tmp_path: Path) -> None:
     images = write_images(tmp_path)
     done = run_predict(exported.folder, images)

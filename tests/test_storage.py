@@ -368,6 +368,7 @@ def test_a_home_that_cannot_be_written_is_bad_input(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.slow
 def test_a_writer_without_a_log_still_writes(tmp_path: Path) -> None:
     files = StudyPaths(tmp_path / "small")
     files.root.mkdir()

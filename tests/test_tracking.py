@@ -270,6 +270,7 @@ def test_a_dead_server_is_one_clear_line_within_seconds(files: StudyPaths) -> No
     assert "s3cr3t" not in files.writer_log.read_text()
 
 
+@pytest.mark.slow
 def test_a_driver_that_ends_before_it_began_ends_its_writer(files: StudyPaths, uri: str) -> None:
     feeder = Feeder.start(files, uri)
     assert not feeder.finish(30)

@@ -156,14 +156,17 @@ class ToyTraining:
                     os.kill(os.getpid(), signal.SIGINT)
 
     def _hold(self) -> None:
-        """Say on which node of Ray this is, and wait for its end."""
+        """Say on which node of Ray this is, and wait for its end, or until the file `release` is there."""
         import ray
 
         place = self._trainer.checkpoint(self._ticket.trial_id).with_name("node")
         place.with_suffix(".tmp").write_text(ray.get_runtime_context().get_node_id())
         place.with_suffix(".tmp").rename(place)
-        time.sleep(300)
-        raise TimeoutError("nobody ended the node")
+        deadline = time.monotonic() + 300
+        while not place.with_name("release").exists():
+            if time.monotonic() > deadline:
+                raise TimeoutError("nobody ended the node")
+            time.sleep(0.05)
 
     def _last_epoch(self) -> int:
         if self._trainer.folder is None:

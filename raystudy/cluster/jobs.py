@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from raystudy import __version__
 from raystudy.cluster.dashboard import Answer, Dashboard
-from raystudy.errors import InputError, StudyBusyError, UnreachableError
+from raystudy.errors import InputError, Problem, StudyBusyError, UnreachableError
 
 STUDY_VARIABLE = "RAYSTUDY_STUDY"
 """Holds the study file in the environment of a job."""
@@ -33,6 +33,8 @@ _DRIVER_RESOURCE = "study_driver"
 """The head has so many of it as drivers may run at once; the others wait in Ray's queue."""
 _STOP_WAIT_S = 120
 """How long a driver may take to end cleanly before Ray kills it: a trial's epoch is not waited for, MLflow may be slow."""
+_LONGEST_FILE = 120_000
+"""Linux takes 128 KiB for one variable of the environment."""
 _NEW_HEAD_S = 20.0
 """How long a head that has just started answers before it can take a job."""
 _POLL_S = 0.2
@@ -142,6 +144,9 @@ class Jobs:
             StudyBusyError: the study has a job that waits or runs.
             UnreachableError: the cluster refuses the job.
         """
+        if len(study_file.encode()) > _LONGEST_FILE:
+            what = f"the study file has {len(study_file.encode()):,} bytes"
+            raise InputError(Problem("", what, f"at most {_LONGEST_FILE:,} travel with a job; put it on the cluster's storage"))
         nodes = self._dashboard.nodes()
         self._dashboard.check_version(nodes)
         before = self.of(study)

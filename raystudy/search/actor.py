@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import tune
 
 from raystudy.search import messages
@@ -27,6 +28,7 @@ class TrialActor(tune.Trainable):
         # What the imports have made stays: collecting after a trial then looks at its own objects only (0.26 s a trial).
         gc.freeze()
         self._worker = Worker(trainer, logs=logs)
+        self._node_id = ray.get_runtime_context().get_node_id()
         attend(lambda text: messages.send(box, f"{self._trial_id} on {self._worker.node}: {text}"))
         self._start(config)
 
@@ -43,6 +45,7 @@ class TrialActor(tune.Trainable):
             "state": step.state and step.state.value,
             "reason": step.reason,
             "node": self._worker.node,
+            "node_id": self._node_id,
             "seconds": step.seconds,
         }
 

@@ -52,6 +52,7 @@ class LastingTrial(Trial):
     death: Death | None = None
     is_at_work = False
     is_echo = False
+    _move = ""
     _error: Exception | None = None
     _controller: Any = None
 
@@ -59,6 +60,11 @@ class LastingTrial(Trial):
         """Remember who handles the trial, and put right what Tune forgets of a process that died while it was handed over."""
         self._controller = controller
         controller._resetting_trials.discard(self)  # it would wait for that process for ever
+
+    def move(self, reason: str) -> None:
+        """Let the trial go on in another process, from the checkpoint that it has just written."""
+        self._move = reason
+        ray.kill(self.temporary_state.ray_actor)
 
     def handle_error(self, exc: Exception | None = None) -> None:
         """Take notice of a death."""
@@ -72,7 +78,10 @@ class LastingTrial(Trial):
         was_at_work, self.is_at_work = self.is_at_work, False
         # A process that is handed over from the last trial is known before this one starts in it.
         was_handed_over = not was_at_work and self.temporary_state.ray_actor is not None
-        self.death = examine(exc, was_at_work=was_at_work, was_handed_over=was_handed_over)
+        move, self._move = self._move, ""
+        self.death = (
+            Death(move, counts=False) if move else examine(exc, was_at_work=was_at_work, was_handed_over=was_handed_over)
+        )
         counted = self.run_metadata.num_failures
         with suppress(OSError):  # Tune notes it on the driver's disk too, where nobody looks
             super().handle_error(exc)

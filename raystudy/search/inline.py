@@ -10,6 +10,8 @@ from raystudy.work import Ticket
 
 def run_inline(director: Director, worker: Worker) -> StudyState:
     """Run the study to its end and return how it went."""
+    resources = director.spec.resources
+    director.place(cpu=resources.cpu, gpu=0.0 if resources.gpu == "auto" else float(resources.gpu), concurrent=1)
     try:
         while (trial := director.next_trial()) is not None:
             _run_trial(director, worker, trial)

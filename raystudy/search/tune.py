@@ -30,6 +30,7 @@ from raystudy.search.actor import TrialActor
 from raystudy.search.capacity import Slots
 from raystudy.search.deaths import LastingTrial
 from raystudy.search.director import Director
+from raystudy.search.notices import Notices
 from raystudy.storage import tell
 from raystudy.work import Trainer
 
@@ -160,23 +161,32 @@ class _Judge(FIFOScheduler):
     def __init__(self, key: str) -> None:
         super().__init__()
         self._key = key
+        self._notices = Notices()
+        self._has_left = False
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
         """Give back the process that Tune keeps for a next trial, where the study's share has no place for one now."""
         is_awaited = any(trial.status == Trial.PENDING for trial in tune_controller.get_live_trials())
-        if not is_awaited and _LIVE[self._key].running >= _allowed(self._key):
-            # There is no public way; without it a study that may run nothing would hold on to a slot.
+        has_no_place = not is_awaited and _LIVE[self._key].running >= _allowed(self._key)
+        if has_no_place or self._has_left:
+            # There is no public way; without it a study that may run nothing would hold on to a slot, and the next trial
+            # would begin on a node that is about to be taken away.
             tune_controller._cleanup_cached_actors(force_all=True)
+            self._has_left = False
         chosen: Trial | None = super().choose_trial_to_run(tune_controller)
         return chosen
 
-    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:  # noqa: ARG002
+    def on_trial_result(self, tune_controller: Any, trial: LastingTrial, result: dict[str, Any]) -> str:  # noqa: ARG002
         director = _LIVE[self._key]
+        leaves = self._notices.is_leaving(result["node_id"])
+        self._has_left = self._has_left or leaves
         if result.get("state"):
             director.end(trial.trial_id, TrialState(result["state"]), result["reason"])
             return TrialScheduler.STOP
         metrics = {name.removeprefix("metrics/"): value for name, value in result.items() if name.startswith("metrics/")}
         goes_on = director.report(trial.trial_id, metrics, node=result["node"], seconds=result["seconds"])
+        if goes_on and leaves:  # its checkpoint is on the storage; another epoch here might be lost
+            trial.move(f"its node {result['node']} is about to be taken away")
         return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
 
     def on_trial_error(self, tune_controller: Any, trial: LastingTrial) -> None:

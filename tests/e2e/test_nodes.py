@@ -106,6 +106,37 @@ def test_a_process_that_dies_shortly_before_its_node_is_the_nodes_fault(cluster:
     assert [event.trial_id for event in retries(events)] == ["t0001"]
 
 
+def test_a_trial_on_a_node_with_notice_moves_after_its_epoch_and_repeats_none(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raystudy.search.notices._LOOK_S", 0.0)  # it is asked at once: the toy's epochs take no time
+    for _ in range(2):
+        add_node(cluster)
+    trainer = ToyTrainer(4, {1: "hold_once"}, at_epoch=3, folder=tmp_path)
+    director, events = direct(SPEC)
+
+    def give_notice(node: Any) -> None:
+        from ray._private.worker import global_worker
+        from ray.core.generated import autoscaler_pb2
+
+        reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+        accepted, why = global_worker.gcs_client.drain_node(
+            node.node_id, reason, "spot notice", int(time.time() * 1000) + 120_000
+        )
+        assert accepted, why
+        trainer.checkpoint("t0001").with_name("release").touch()
+
+    done = when_held(cluster, trainer, "t0001", give_notice)
+    assert run_on_tune(director, trainer, ALONE) is StudyState.COMPLETED
+    done.result()
+    (retry,) = retries(events)
+    assert retry.trial_id == "t0001"
+    assert "is about to be taken away" in retry.reason
+    assert director.record.counts() == {"completed": 4}
+    undisturbed, _ = conduct(SPEC, ToyTrainer(4))
+    assert table(director.record) == table(undisturbed.record)
+
+
 def workers(node: Any) -> list[int]:
     """Return the processes that the node started."""
     import psutil
