@@ -86,7 +86,8 @@ def phases(hyper: Hyperparameters, n_units: int, epochs: int) -> tuple[Phase, ..
     if hyper.strategy == "ft":
         return (Phase(1, units, n_units),)
     # The small addition keeps shares that have no exact binary form, such as 0.29 of 100, from losing an epoch.
-    early = math.floor(hyper.lp_share * epochs + 1e-9)
+    # It may not make a share below 1 the whole.
+    early = min(math.floor(hyper.lp_share * epochs + 1e-9), epochs - (hyper.lp_share < 1))
     counts = [0 if hyper.strategy == "lp_ft" else len(units) * done // early for done in range(early)]
     counts += [len(units)] * (epochs - early)
     return tuple(
