@@ -4,13 +4,28 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from images import write_idx
 from places import Place
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_way_to_authenticate() -> Iterator[None]:
+    """Let every Ray that these tests start in their own process ask for no token.
+
+    Ray's libraries read the mode once in a process, and a local Ray turns tokens on by itself: later ones would be refused.
+    """
+    before = os.environ.get("RAY_AUTH_MODE")
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    yield
+    if before is None:
+        del os.environ["RAY_AUTH_MODE"]
+    else:
+        os.environ["RAY_AUTH_MODE"] = before
 
 
 @pytest.fixture

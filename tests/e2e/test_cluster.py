@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,11 @@ class Laptop:
         self.place.study_file(**changes)  # the same one, for this machine
         return on_client
 
+    def run_undisturbed(self, *names: str) -> None:
+        """Run the studies here, without Ray, while the cluster does other things."""
+        for name in names:
+            self.place.call("run", str(self.place.folder / f"{name}.yaml"), "--inline")
+
     def call(self, *arguments: str, expect: int = 0, env: dict[str, str] | None = None) -> str:
         done = self.cluster.client(["raystudy", *arguments], check=False, timeout=200, env=env)
         assert done.returncode == expect, (
@@ -91,9 +97,12 @@ def test_a_day_of_a_cluster(cluster: Cluster, make_place: Callable[[str], Place]
     hosts = cluster.hosts
     laptop = Laptop(cluster, make_place("laptop"))
     files = {name: laptop.study_file(name, seed) for name, seed in (("alpha", 3), ("beta", 11))}
+    bystander = "sleep 100000"
+    hosts.spawn("w1", bystander.split())
     cluster.up()
     laptop.bring_images()
     say("ray up")
+    references = ThreadPoolExecutor(1).submit(laptop.run_undisturbed, *files)
 
     # What the cluster cannot see, and what is wrong with the way there, is said in a line; nothing is started.
     said = laptop.call("submit", files["alpha"], "--name", "blind", "--set", "data.source=folder:/root/pictures", expect=2)
@@ -104,6 +113,7 @@ def test_a_day_of_a_cluster(cluster: Cluster, make_place: Callable[[str], Place]
         "best", "alpha", expect=3, env={"MLFLOW_TRACKING_PASSWORD": "wrong", "MLFLOW_TRACKING_USERNAME": "raystudy"}
     )
     assert laptop.json("list") == []
+    _assert_doors_are_shut(cluster)
     say("refusals")
 
     submitted = {name: laptop.json("submit", file) for name, file in files.items()}
@@ -134,10 +144,24 @@ def test_a_day_of_a_cluster(cluster: Cluster, make_place: Callable[[str], Place]
     assert "the driver of alpha is gone; `raystudy resume alpha` continues it" in out
     assert {row["name"]: row["state"] for row in laptop.json("list")} == {"alpha": "interrupted", "beta": "interrupted"}
     laptop.call("resume", "alpha")
-    laptop.call("resume", "beta")
     laptop.wait_for_events("alpha", StudyEnded, 1)
+    cluster.wait_for_hosts("head", *cluster.workers)
+    say("driver killed, alpha resumed to its end")
+
+    # The head dies and comes back: its storage knows everything, and any client continues.
+    laptop.call("resume", "beta")
+    laptop.wait_for_events("beta", Reported, sum(isinstance(event, Reported) for event in laptop.events("beta")) + 2)
+    hosts.poweroff("head")
+    assert "no Ray dashboard answers at" in laptop.call("list", expect=3)
+    assert "does not answer" in laptop.call("best", "beta", expect=3)
+    before = laptop.events("beta")
+    hosts.boot("head")
+    cluster.up()
+    assert {row["name"]: row["state"] for row in laptop.json("list")} == {"alpha": "completed", "beta": "interrupted"}
+    laptop.call("resume", "beta")
     laptop.wait_for_events("beta", StudyEnded, 2)
-    say("driver killed, both resumed to their ends")
+    assert laptop.events("beta")[: len(before)] == before
+    say("head powered off and on, beta resumed to its end")
 
     cluster.wait_for(lambda: all(row["state"] == "completed" for row in laptop.json("list")), 60, "MLflow to be complete")
     (best,) = laptop.json("best", "alpha")
@@ -147,19 +171,31 @@ def test_a_day_of_a_cluster(cluster: Cluster, make_place: Callable[[str], Place]
     assert rows["alpha"]["best"] == pytest.approx(best["metrics"]["val_accuracy"])
     for name in files:
         assert laptop.json("verify", name)["ok"] is True
-    assert "trial t0000" in laptop.call("logs", "alpha", "t0000")
+    assert "trial t0000" in laptop.call("logs", "beta", "t0000")
     say("best, list, verify, logs")
 
     # The same studies, never disturbed, on one machine without Ray.
+    references.result()
     for name in files:
-        laptop.place.call("run", str(laptop.place.folder / f"{name}.yaml"), "--inline")
         assert laptop.table(name) == laptop.place.table(name)
     say("equal to the undisturbed runs")
 
     _assert_no_secret_is_left(cluster)
     cluster.down()
-    cluster.wait_for(lambda: not cluster.processes(), 60, "the last process to end")
+    cluster.wait_for(lambda: not cluster.processes(without=[bystander]), 60, "the last process to end")
+    assert hosts.kill("w1", "^sleep 100000$"), "ray down ended what is not Ray's"
     say("ray down, no process left")
+
+
+def _assert_doors_are_shut(cluster: Cluster) -> None:
+    """Without the secrets nobody gets an answer, and the hosts keep them for their user."""
+    jobs = f"{cluster.dashboard}/api/jobs/"
+    assert [cluster.get(jobs, token=token)[0] for token in (None, "wrong", cluster.token)] == [401, 403, 200]
+    assert cluster.get(f"{cluster.mlflow}/health")[0] == 200
+    assert cluster.get(f"{cluster.mlflow}/api/2.0/mlflow/experiments/get?experiment_id=0")[0] == 401
+    for host in ("head", *cluster.workers):
+        secret = cluster.hosts.path(host, "/root/.ray/auth_token")
+        assert (secret.read_text().strip(), secret.stat().st_mode & 0o777) == (cluster.token, 0o600)
 
 
 def _assert_no_secret_is_left(cluster: Cluster) -> None:

@@ -116,11 +116,8 @@ def undisturbed(make_place: Callable[[str], Place]) -> Table:
     return TABLES[0]
 
 
-@pytest.mark.parametrize("options", [[], ["--inline"]], ids=["on Ray", "inline"])
-def test_a_study_whose_disk_is_full_pauses_and_goes_on(
-    place: Place, studies: Path, undisturbed: Table, start: Start, options: list[str]
-) -> None:
-    process, told = start(*options)
+def test_a_study_whose_disk_is_full_pauses_and_goes_on(place: Place, studies: Path, undisturbed: Table, start: Start) -> None:
+    process, told = start()
     ballast = fill(studies)
     told.wait_for("Paused", str(studies / "small"), "the storage is full (No space left on device)", "goes on by itself")
     assert process.poll() is None
@@ -134,13 +131,13 @@ def test_a_study_whose_disk_is_full_pauses_and_goes_on(
 def test_a_study_that_waits_for_room_can_be_stopped_and_resumed(
     place: Place, studies: Path, undisturbed: Table, start: Start
 ) -> None:
-    process, told = start()
+    process, told = start("--inline")
     ballast = fill(studies)
     told.wait_for("Paused", "the storage is full")
     os.kill(process.pid, signal.SIGTERM)
     end(process, told, 130)
     ballast.unlink()
-    place.call("resume", "small")
+    place.call("resume", "small", "--inline")
     assert place.table() == undisturbed
     assert place.json("verify", "small")["ok"]
 

@@ -12,13 +12,15 @@ from places import Place
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_study_is_resumed_to_the_same_end(make_place: Callable[[str], Place], number: signal.Signals) -> None:
+@pytest.mark.parametrize(("number", "options"), [(signal.SIGINT, []), (signal.SIGTERM, ["--inline"])])
+def test_an_interrupted_study_is_resumed_to_the_same_end(
+    make_place: Callable[[str], Place], number: signal.Signals, options: list[str]
+) -> None:
     whole, place = make_place("whole"), make_place("interrupted")
     changes = {"budget": {"trials": 6, "epochs": 3}, "keep_models": 0}
     whole.call("run", str(whole.study_file(**changes)), "--inline")
 
-    process = place.start("run", str(place.study_file(**changes)))
+    process = place.start("run", str(place.study_file(**changes)), *options)
     while process.poll() is None and not (place.journal().exists() and place.journal().read_bytes().count(b"\n") >= 8):
         pass
     os.kill(process.pid, number)
@@ -27,6 +29,6 @@ def test_an_interrupted_study_is_resumed_to_the_same_end(make_place: Callable[[s
     assert "raystudy resume small" in out
     assert place.json("status", "small")["state"] == "interrupted"
 
-    place.call("resume", "small")
+    place.call("resume", "small", *options)
     assert place.table() == whole.table()
     assert place.json("verify", "small")["ok"]

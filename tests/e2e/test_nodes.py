@@ -27,19 +27,26 @@ ALONE = Slots(1, 0, concurrent=1, retries=0)
 STORE = 80_000_000
 
 
-@pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+@pytest.fixture(scope="module")
+def head() -> Iterator[Cluster]:
     """Give a cluster whose head runs no trials, with this process connected to it."""
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # the names of sockets must be short
-    head = {"num_cpus": 0, "include_dashboard": False, "temp_dir": folder, "object_store_memory": STORE}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
+    arguments = {"num_cpus": 0, "include_dashboard": False, "temp_dir": folder, "object_store_memory": STORE}
+    cluster = Cluster(initialize_head=True, head_node_args=arguments)
     path = str(Path(__file__).parents[1])
     ray.init(address=cluster.address, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": path}})
     yield cluster
     ray.shutdown()
     cluster.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def cluster(head: Cluster) -> Iterator[Cluster]:
+    """Give the cluster without any other node; those that a test adds end with it."""
+    yield head
+    for node in list(head.worker_nodes):
+        head.remove_node(node, allow_graceful=False)
 
 
 def add_node(cluster: Cluster) -> Any:
