@@ -97,8 +97,6 @@ def test_a_day_of_a_cluster(cluster: Cluster, make_place: Callable[[str], Place]
     hosts = cluster.hosts
     laptop = Laptop(cluster, make_place("laptop"))
     files = {name: laptop.study_file(name, seed) for name, seed in (("alpha", 3), ("beta", 11))}
-    bystander = "sleep 100000"
-    hosts.spawn("w1", bystander.split())
     cluster.up()
     laptop.bring_images()
     say("ray up")
@@ -133,6 +131,8 @@ def test_a_day_of_a_cluster(cluster: Cluster, make_place: Callable[[str], Place]
     laptop.call("stop", "beta")
     laptop.wait_for_events("beta", StudyEnded, 1)
     hosts.boot(unlucky)
+    bystander = "sleep 100000"  # somebody else's process on that host
+    hosts.spawn(unlucky, bystander.split())
     laptop.wait_for_events("alpha", Reported, len(reports) + 3)
     say("the trial goes on, beta is stopped")
 
@@ -183,7 +183,7 @@ def test_a_day_of_a_cluster(cluster: Cluster, make_place: Callable[[str], Place]
     _assert_no_secret_is_left(cluster)
     cluster.down()
     cluster.wait_for(lambda: not cluster.processes(without=[bystander]), 60, "the last process to end")
-    assert hosts.kill("w1", "^sleep 100000$"), "ray down ended what is not Ray's"
+    assert hosts.kill(unlucky, "^sleep 100000$"), "ray down ended what is not Ray's"
     say("ray down, no process left")
 
 
@@ -212,5 +212,5 @@ def _assert_no_secret_is_left(cluster: Cluster) -> None:
         assert not any(secret in data for secret in secrets), file
     assert searched > 50
     _, jobs = cluster.get(f"{cluster.dashboard}/api/jobs/", token=cluster.token)
-    assert "raystudy-alpha" in jobs
+    assert "raystudy-beta" in jobs
     assert not any(secret.decode() in jobs for secret in secrets)
