@@ -608,6 +608,7 @@ def test_the_table_of_names_is_that_of_torchvision() -> None:
     assert set(known_backbones()) == torchvision_names | set(LITE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", [*FAMILIES, "efficientnet_lite"])
 def test_the_table_of_unit_counts_is_that_of_the_architectures(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     compute = models.regnet.BlockParams.from_init_params

@@ -184,7 +184,7 @@ sys.exit(code)
     [
         ("backbone", "validate"),
         ("backbone", "run"),
-        ("images", "run"),
+        pytest.param("images", "run", marks=pytest.mark.slow),
         pytest.param("weights", "run", marks=pytest.mark.slow),
     ],
 )
