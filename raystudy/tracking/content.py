@@ -147,18 +147,12 @@ def factor_kind(factor: str) -> str:
 
 
 def _summary(record: StudyRecord, spec: StudySpec) -> str:
-    scored = [
-        (value, trial)
-        for trial in record.trials.values()
-        if trial.state.ranks and (value := trial.best_value(spec.metric, spec.mode)) is not None
-    ]
-    sign = 1.0 if spec.mode == "max" else -1.0
-    best, trial = max(scored, key=lambda row: (sign * row[0], -row[1].number), default=(None, None))
+    best = next(iter(record.ranking(spec.metric, spec.mode)), None)
     about = {
         "trials": record.counts(),
         "epochs": sum(len(one.reports) for one in record.trials.values()),
-        "best": best,
-        "best_trial": trial and trial.trial_id,
+        "best": best and best.best_value(spec.metric, spec.mode),
+        "best_trial": best and best.trial_id,
     }
     return json.dumps(about)
 
