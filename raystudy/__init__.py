@@ -6,6 +6,7 @@
     study = rs.run(spec)                                           # blocks
     study = rs.open_study("flowers-resnet50")                      # needs MLflow only
     study.best(k=3, where={"data_fraction": 0.1})
+    print(study.importance())                                      # which factors matter, in sentences
 
 Importing this package imports neither torch nor ray nor mlflow: names are resolved when they are first used.
 """
@@ -27,9 +28,12 @@ if TYPE_CHECKING:
         StudyBusyError,
         UnreachableError,
     )
+    from raystudy.findings.answer import Importance
+    from raystudy.findings.importance import importance
     from raystudy.listing import list_studies
-    from raystudy.query import Study, Trial
+    from raystudy.query import Study
     from raystudy.records import StudyState, TrialState
+    from raystudy.results import Trial
     from raystudy.spec import Factor, StudySpec
     from raystudy.studies import open_study, submit
 
@@ -47,9 +51,12 @@ _WHERE = {
         "StudyBusyError",
         "UnreachableError",
     ),
+    "raystudy.findings.answer": ("Importance",),
+    "raystudy.findings.importance": ("importance",),
     "raystudy.listing": ("list_studies",),
-    "raystudy.query": ("Study", "Trial"),
+    "raystudy.query": ("Study",),
     "raystudy.records": ("StudyState", "TrialState"),
+    "raystudy.results": ("Trial",),
     "raystudy.spec": ("Factor", "StudySpec"),
     "raystudy.studies": ("open_study", "submit"),
 }
@@ -59,6 +66,7 @@ __all__ = [
     "BackboneError",
     "DataError",
     "Factor",
+    "Importance",
     "InputError",
     "NotFoundError",
     "RaystudyError",
@@ -70,6 +78,7 @@ __all__ = [
     "Trial",
     "TrialState",
     "UnreachableError",
+    "importance",
     "list_studies",
     "open_study",
     "resume",

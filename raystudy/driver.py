@@ -21,7 +21,7 @@ from raystudy.errors import InputError, Problem, SpecError, StudyBusyError, Stud
 from raystudy.host import calling_card, exclusive, existing, is_on_shared_ray, owner, ray_session, stopping_on_signals
 from raystudy.keeping import CheckpointKeeper
 from raystudy.paths import StudyPaths
-from raystudy.preflight import space_of
+from raystudy.preflight import smallest_unit_count, space_of
 from raystudy.records import Event, Observer, StudyRecord, StudyResumed, StudyStarted, StudyState
 from raystudy.search.director import Director
 from raystudy.shares import Share
@@ -111,6 +111,7 @@ def run(spec: StudySpec, setting: Setting | None = None, watcher: Watcher | None
             )
         _check_server(spec, setting)
         trainer, about = _prepare(spec, setting, watcher, files)
+        about = {**about, "units": smallest_unit_count(spec)}
         started = StudyStarted(time.time(), spec.name, spec.to_dict(), spec.fingerprint, __version__, about, owner())
         return _drive(spec, setting, watcher, files, trainer, history=[], opening=started)
 
@@ -200,10 +201,12 @@ def _drive(
                     watcher.end()
             watcher.say("Recording models and results in MLflow")
             feeder.close()  # it wraps up while Ray shuts down
+        if any(trial.reports for trial in director.record.trials.values()):
+            watcher.say("Computing which factors matter")  # the writer does, once everything else is recorded
         try:
             recorded = feeder.finish(DRAIN_TIMEOUT_S)
         except KeyboardInterrupt:  # the study is over, and the writer goes on by itself
-            recorded = False
+            recorded = feeder.has_recorded()
         return _outcome(director, ready, recorded)
 
 

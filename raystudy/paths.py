@@ -8,6 +8,7 @@ HOME/                         RAYSTUDY_HOME, else the user's data folder
     ├── writer.lock           held by the process that feeds MLflow
     ├── driver.json           process id and host of the driver at work
     ├── writer.log            what the MLflow writer had to say
+    ├── findings/             what matters, as it was last computed
     ├── checkpoints/TRIAL/    last and best epoch of a trial
     └── logs/TRIAL.log        what a trial had to say
 ~/.raystudy/head/             on a cluster's head: what supervises its MLflow server
@@ -83,6 +84,11 @@ class StudyPaths:
     def writer_log(self) -> Path:
         """The log of the MLflow writer."""
         return self.root / "writer.log"
+
+    @property
+    def findings(self) -> Path:
+        """The folder with what matters."""
+        return self.root / "findings"
 
     @property
     def all_checkpoints(self) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +81,11 @@ def smallest_unit_count(spec: StudySpec) -> int:
 
 def _units(name: str) -> int:
     known = unit_count(name)
-    if known is not None:
-        return known
+    return _built_unit_count(name) if known is None else known
+
+
+@lru_cache(maxsize=64)
+def _built_unit_count(name: str) -> int:
     from raystudy.finetune.backbone import unit_count as cut_and_count
 
     return cut_and_count(name)

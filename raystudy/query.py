@@ -8,22 +8,22 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from raystudy.errors import NotFoundError
 from raystudy.factors import Scalar
 from raystudy.records import StudyState, TrialState
+from raystudy.results import StudyStatus, Trial
 from raystudy.tracking import address, names
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from torch import nn
 
+    from raystudy.findings.answer import Importance
     from raystudy.finetune.export import ExportedModel
     from raystudy.spec import StudySpec
     from raystudy.tracking.reader import StudyReader
@@ -32,108 +32,6 @@ if TYPE_CHECKING:
     from raystudy.tracking.where import Where
 
 _POLL_S = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """One trial with its result.
-
-    Attributes:
-        trial_id: its id, the same in Ray, Optuna and MLflow.
-        number: its number in the study, from 0.
-        run_id: its MLflow run.
-        state: how it ended.
-        epochs: the last epoch reported.
-        config: the active factors.
-        metrics: at its best epoch.
-    """
-
-    trial_id: str
-    number: int
-    run_id: str
-    state: TrialState
-    epochs: int
-    config: Mapping[str, Scalar]
-    metrics: Mapping[str, float]
-    _reader: StudyReader = field(repr=False, compare=False)
-
-    def load_model(self) -> nn.Module:
-        """Return the model at the best epoch, in eval mode on the CPU: float images of 0 to 255 in, logits out.
-
-        It is rebuilt from safetensors; nothing is unpickled.
-
-        Raises:
-            NotFoundError: the trial is not among the best `keep_models` of a finished study.
-        """
-        return self._reader.model(self.run_id).classifier
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain data: what `raystudy best --json` prints."""
-        return {
-            "trial_id": self.trial_id,
-            "number": self.number,
-            "run_id": self.run_id,
-            "state": self.state.value,
-            "epochs": self.epochs,
-            "config": dict(self.config),
-            "metrics": dict(self.metrics),
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class StudyStatus:
-    """Where a study is.
-
-    Attributes:
-        name: the study.
-        state: running, completed, interrupted or failed, as its driver last said.
-        reason: why, where that is not plain.
-        trials: number of trials by state, states without trials left out.
-        budget_trials: the number of trials it may start.
-        epochs_trained: epochs reported over all trials.
-        metric: the objective.
-        mode: max or min.
-        best: the best trial so far, None if none ranks yet.
-        started: when its first driver started.
-        ended: when its last driver ended, None while it runs.
-        tracking_uri: the MLflow store, without user name and password.
-        experiment_id: the study's experiment.
-        run_id: the study's parent run.
-    """
-
-    name: str
-    state: StudyState
-    reason: str
-    trials: Mapping[str, int]
-    budget_trials: int
-    epochs_trained: int
-    metric: str
-    mode: str
-    best: Trial | None
-    started: datetime
-    ended: datetime | None
-    tracking_uri: str
-    experiment_id: str
-    run_id: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain data: what `raystudy status --json` prints."""
-        return {
-            "name": self.name,
-            "state": self.state.value,
-            "reason": self.reason,
-            "trials": dict(self.trials),
-            "budget_trials": self.budget_trials,
-            "epochs_trained": self.epochs_trained,
-            "metric": self.metric,
-            "mode": self.mode,
-            "best": None if self.best is None else self.best.to_dict(),
-            "started": self.started.isoformat(),
-            "ended": None if self.ended is None else self.ended.isoformat(),
-            "tracking_uri": self.tracking_uri,
-            "experiment_id": self.experiment_id,
-            "run_id": self.run_id,
-        }
 
 
 class Control(Protocol):
@@ -285,6 +183,36 @@ class Study:
             if matches(row):
                 found.append(row)
         return [self._trial(row) for row in self._ranked(found)[:k]]
+
+    def importance(
+        self,
+        at: int | None = None,
+        *,
+        given: Mapping[str, Scalar] | None = None,
+        within: str | None = None,
+        plan: bool = False,
+        seed: int = 0,
+    ) -> Importance:
+        """Return which factors matter for the objective, by how much, and how sure that is.
+
+        All trials count, also those that were stopped; a running study may be asked too. It takes seconds, and the answer may
+        be that the trials do not say: then it says why.
+
+        Args:
+            at: the epoch that is asked about, by default the last one of the budget.
+            given: factors that are taken as fixed, e.g. `{"data_fraction": 0.1}`.
+            within: a region of the factors, e.g. `learning_rate<0.01, optimizer=sgd`; by default all that the study declares.
+            plan: also say what would settle what is open.
+            seed: of the computation; another one gives the same answer to within its intervals.
+
+        Raises:
+            InputError: the study has no such epoch, factor or value.
+        """
+        return self._reader.importance(at=at, given=given, within=within, plan=plan, seed=seed)
+
+    def record(self, answer: Importance) -> None:
+        """Put an answer of `importance` into MLflow, in the place of the one that the study's end left there."""
+        self._reader.record_importance(answer)
 
     def trial(self, trial_id: str) -> Trial:
         """Return a trial in whatever state it is.

@@ -71,7 +71,7 @@ class StudyStarted(Event):
         spec: the whole study file, as plain data.
         fingerprint: identifies what decides the results; a resume must match it.
         version: of raystudy.
-        data: what was found in the images: classes, counts, skipped images, fingerprint.
+        data: what was found in the images and the backbones: classes, counts, skipped images, fingerprint, units.
         owner: who submitted it.
     """
 
@@ -308,6 +308,11 @@ class StudyRecord:
     gpu_seconds: float = 0.0
     """GPUs held times seconds, over all trials."""
     last_time: float = 0.0
+
+    @property
+    def n_units(self) -> int | None:
+        """The number of units of the smallest backbone; None in journals of earlier versions."""
+        return self.data.get("units")
 
     @classmethod
     def fold(cls, events: Iterable[Event]) -> StudyRecord:

@@ -81,6 +81,13 @@ class Place:
         rows = self.json("trials", name)
         return [{key: value for key, value in row.items() if key.removeprefix("best_") not in TIMES} for row in rows]
 
+    def findings(self, name: str = "small") -> dict[str, Any]:
+        """Return what matters, as MLflow holds it; fail unless table and figure lie beside it."""
+        (file,) = (self.folder / "home" / "artifacts" / name).rglob("importance.json")
+        assert {"importance.parquet", "importance.png"} <= {path.name for path in file.parent.iterdir()}
+        found: dict[str, Any] = json.loads(file.read_text())
+        return found
+
     def decisions(self, name: str = "small") -> list[dict[str, Any]]:
         """Return the rung decisions in journal order, without times."""
         events = [json.loads(line.split(" ", 1)[1]) for line in self.journal(name).read_text().splitlines()]

@@ -23,7 +23,7 @@ from raystudy.spec.text import dump_yaml, parse_yaml
 
 COMMANDS = [
     "demo", "init", "validate", "schema", "run", "submit", "list", "status", "watch", "logs", "stop", "resume", "best",
-    "trials", "export", "verify", "ui",
+    "trials", "importance", "export", "verify", "ui",
 ]  # fmt: skip
 STUDY = {
     "name": "digits",
@@ -32,7 +32,7 @@ STUDY = {
     "factors": {"learning_rate": {"log_uniform": [1e-4, 1e-1]}},
     "budget": {"trials": 4, "epochs": 9},
 }
-HEAVY = "{'torch', 'ray', 'mlflow', 'optuna', 'sklearn', 'pyarrow', 'numpy', 'rich'}"
+HEAVY = "{'torch', 'ray', 'mlflow', 'optuna', 'sklearn', 'pyarrow', 'numpy', 'rich', 'gpytorch', 'matplotlib', 'scipy'}"
 
 
 @pytest.fixture(autouse=True)
@@ -100,7 +100,7 @@ def test_neither_the_package_nor_its_help_imports_anything_heavy(code: str) -> N
 
 
 def test_the_public_names_are_found_and_a_wrong_one_is_an_error_that_lists_them() -> None:
-    code = "import raystudy as rs; assert all(hasattr(rs, name) for name in ('StudySpec', 'Factor')); rs.StudySpce"
+    code = "import raystudy as rs; assert all(hasattr(rs, name) for name in ('StudySpec', 'Importance')); rs.StudySpce"
     done = python(code)
     assert "AttributeError: module 'raystudy' has no attribute 'StudySpce'; it has " in done.stderr
 

@@ -63,6 +63,7 @@ class FakeFeeder:
 
     refusal: RaystudyError | None = None
     recorded: bool = True
+    impatience: bool = False
     calls: list[str] = field(default_factory=list)
     journal_seen: list[int] = field(default_factory=list)
     files: StudyPaths | None = None
@@ -88,6 +89,11 @@ class FakeFeeder:
 
     def finish(self, timeout: float) -> bool:  # noqa: ARG002
         self.calls.append("finish")
+        if self.impatience and self.calls.count("finish") == 1:
+            raise KeyboardInterrupt
+        return self.recorded
+
+    def has_recorded(self) -> bool:
         return self.recorded
 
 
@@ -187,6 +193,24 @@ def test_the_watcher_is_told_when_trials_begin_and_end_and_of_every_event_betwee
 
     driver.run(SPEC, inline(), Listener())
     assert heard == ["begin", *(event.kind for event in events()[1:]), "end"]
+
+
+def test_what_matters_is_computed_once_everything_is_recorded_and_need_not_be_waited_for(feeder: FakeFeeder) -> None:
+    said: list[str] = []
+
+    class Listener(Watcher):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    feeder.impatience = True
+    outcome = driver.run(SPEC, inline(), Listener())
+    assert said[-2:] == ["Recording models and results in MLflow", "Computing which factors matter"]
+    assert (outcome.state, outcome.recorded) == (StudyState.COMPLETED, True)
+
+
+def test_the_journal_knows_what_max_stands_for() -> None:
+    driver.run(SPEC, inline())
+    assert StudyRecord.fold(events()).n_units == 18
 
 
 def test_a_name_is_used_once() -> None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import click
 
 from raystudy import __version__
-from raystudy.cli import cluster, files, results, studies, submit
+from raystudy.cli import cluster, files, findings, results, studies, submit
 from raystudy.errors import RaystudyError
 
 
@@ -44,6 +44,7 @@ for command in (
     studies.resume,
     results.best,
     results.trials,
+    findings.importance,
     results.export,
     results.verify,
     results.ui,

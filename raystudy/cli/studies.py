@@ -217,6 +217,7 @@ def _summary(outcome: Outcome) -> str:
             f"best    {best['trial_id']}, {best['state']}, at epoch {best['epoch']}: {metrics}",
             f"        {configuration(best['config'])}",
         ]
+    lines += _findings(outcome.name)
     if not outcome.recorded:
         lines.append(f"MLflow  is not complete yet: `raystudy verify {outcome.name} --repair` completes it from the journal")
     if outcome.state is StudyState.INTERRUPTED:
@@ -224,10 +225,18 @@ def _summary(outcome: Outcome) -> str:
     is_served = outcome.tracking_uri.startswith(("http://", "https://"))
     lines += [
         f"browse  {outcome.tracking_uri}" if is_served else "browse  raystudy ui",
-        f"ask     raystudy best {outcome.name} -k 5; raystudy trials {outcome.name}; "
-        f"raystudy export {outcome.name} --out {outcome.name}-model",
+        f"ask     raystudy importance {outcome.name}; raystudy best {outcome.name} -k 5; raystudy trials {outcome.name};",
+        f"        raystudy export {outcome.name} --out {outcome.name}-model",
     ]
     return "\n".join(lines)
+
+
+def _findings(name: str) -> list[str]:
+    """Return what matters in a study that has just ended, in a few lines."""
+    from raystudy.paths import StudyPaths
+    from raystudy.tracking.findings import conclusion
+
+    return [("" if index else "matters").ljust(8) + line for index, line in enumerate(conclusion(StudyPaths.of(name)))]
 
 
 def _free_name(name: str) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,14 +20,15 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from raystudy.listing import StudyRow
-    from raystudy.query import Study, StudyStatus, Trial
+    from raystudy.query import Study
+    from raystudy.results import StudyStatus, Trial
 
 FORMATS = (".parquet", ".csv", ".json")
 
 
 def studies_table(rows: Sequence[StudyRow]) -> Table:
     """Return the table of `raystudy list`."""
-    table = _table("study", "owner", "state", "trials", "best", "metric", "GPU-hours", "started")
+    table = new_table("study", "owner", "state", "trials", "best", "metric", "GPU-hours", "started")
     for row in rows:
         done = sum(count for state, count in row.trials.items() if state not in ("running", "interrupted"))
         best = "" if row.best is None else f"{row.best:.4f}"
@@ -56,7 +58,7 @@ def best_table(study: Study, trials: Sequence[Trial]) -> Table:
     """Return the table of `raystudy best`: the objective first, then the configuration."""
     metrics = [study.metric, *(name for name in trials[0].metrics if name.startswith("val_") and name != study.metric)]
     factors = list(dict.fromkeys(name for trial in trials for name in trial.config))
-    table = _table("trial", "state", "epochs", *metrics, *factors)
+    table = new_table("trial", "state", "epochs", *metrics, *factors)
     for trial in trials:
         scores = [f"{trial.metrics[name]:.4f}" if name in trial.metrics else "" for name in metrics]
         values = [value(trial.config[name]) if name in trial.config else "" for name in factors]
@@ -71,21 +73,21 @@ def trials_table(data: pa.Table) -> Table:
     names = [
         name for name in data.column_names if name not in left_out and not name.endswith(timing) and name != "best_train_loss"
     ]
-    table = _table(*names)
+    table = new_table(*names)
     for row in data.to_pylist():
         table.add_row(*(_state(row[name]) if name == "state" else _cell(row[name]) for name in names))
     return table
 
 
-def check_format(path: Path) -> None:
+def check_format(path: Path, formats: Sequence[str] = FORMATS) -> None:
     """Refuse a file whose ending names no format, before anything is read."""
-    if path.suffix not in FORMATS:
-        raise InputError(Problem("--out", f"got {path}", f"expected a file that ends in {', '.join(FORMATS)}"))
+    if path.suffix not in formats:
+        raise InputError(Problem("--out", f"got {path}", f"expected a file that ends in {', '.join(formats)}"))
 
 
 def write(table: pa.Table, path: Path) -> None:
     """Write all columns of `table` in the format that the ending of `path` names."""
-    try:
+    with writing(path):
         if path.suffix == ".parquet":
             import pyarrow.parquet
 
@@ -95,12 +97,26 @@ def write(table: pa.Table, path: Path) -> None:
 
             pyarrow.csv.write_csv(table, path)
         else:
-            path.write_text(json.dumps(table.to_pylist(), indent=2, default=str) + "\n")
+            write_json(table.to_pylist(), path)
+
+
+def write_json(data: object, path: Path) -> None:
+    """Write plain data as a JSON document."""
+    with writing(path):
+        path.write_text(json.dumps(data, indent=2, default=str) + "\n")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn the refusal of a disk or a folder into a problem with `--out`."""
+    try:
+        yield
     except OSError as error:
         raise InputError(Problem("--out", f"{path} cannot be written: {error.strerror or error}")) from error
 
 
-def _table(*titles: str) -> Table:
+def new_table(*titles: str) -> Table:
+    """Return a table without rows, in the style of all tables."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in titles:
         table.add_column(title, overflow="fold")

@@ -36,6 +36,35 @@ def resolved(name: str, value: Scalar, n_units: int | None) -> Scalar:
     return n_units
 
 
+def resolved_factors(factors: Mapping[str, Factor], n_units: int | None) -> dict[str, Factor]:
+    """Return the factors as they were drawn from: `max` is a number, and conditions speak of other factors only.
+
+    Args:
+        factors: of a study that is right: a condition on something that is fixed always holds.
+        n_units: what `max` stands for, needed where `asks_for_units` says so.
+    """
+    return {name: _resolved_factor(name, factor, factors, n_units) for name, factor in factors.items()}
+
+
+def asks_for_units(factors: Mapping[str, Factor]) -> bool:
+    """Whether a factor or a condition speaks of `max`."""
+    return any(name == "frozen_depth" and value == PROBE_DEPTH for _, name, value in _values({"factors": factors}))
+
+
+def _resolved_factor(name: str, factor: Factor, factors: Mapping[str, Factor], n_units: int | None) -> Factor:
+    when = {
+        parent: tuple(resolved(parent, value, n_units) for value in (wanted if isinstance(wanted, tuple) else (wanted,)))
+        for parent, wanted in (factor.when or {}).items()
+        if parent in factors
+    }
+    changes: dict[str, Any] = {"when": when or None}
+    if factor.choice is not None:
+        changes["choice"] = tuple(resolved(name, value, n_units) for value in factor.choice)
+    elif factor.int_ is not None:
+        changes["int_"] = tuple(resolved(name, bound, n_units) for bound in factor.int_)
+    return factor.model_copy(update=changes)
+
+
 def _values(sections: Mapping[str, Any]) -> Iterator[tuple[str, str, Scalar]]:
     """Yield the place, the factor and the value of everything that counts units."""
     factors: Mapping[str, Factor] = sections.get("factors", {})

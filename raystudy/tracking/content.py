@@ -89,6 +89,7 @@ def study_content(record: StudyRecord) -> RunContent:
             names.OWNER: record.owner,
             names.GPU_HOURS: f"{record.gpu_seconds / 3600:.4f}",
             names.SUMMARY: _summary(record, spec),
+            **({names.UNITS: str(record.n_units)} if record.n_units else {}),
         },
         points=(),
         status=names.STUDY_STATUS[record.state],

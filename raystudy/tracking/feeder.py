@@ -25,6 +25,7 @@ _LAST_RESTARTS = 2
 _RESTART_PAUSE_S = 5.0
 _READY_TIMEOUT_S = 120.0
 _FINISH_TIMEOUT_S = 1800.0
+_GLANCE_S = 0.01
 
 _log = logging.getLogger(__name__)
 
@@ -121,6 +122,10 @@ class Feeder:
             code = self._close_and_wait(max(0.0, deadline - time.monotonic()))
         self._is_finished = True
         return code == 0
+
+    def has_recorded(self) -> bool:
+        """Whether the writer has said that MLflow holds all that the journal says: what it does then are the findings."""
+        return self._read_answer(_GLANCE_S).get("recorded") is True
 
     def restart_now(self) -> None:
         """Start another writer in the place of one that has died, without the pause that `notify` makes between two."""

@@ -22,6 +22,7 @@ from raystudy.tracking.store import Store, StoredRun, StoreRefused
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from raystudy.findings.answer import Importance
     from raystudy.tracking.models import KeptModel
 
 _THREADS = 8
@@ -81,6 +82,11 @@ class StudyReader:
                 self._spec = StudySpec.from_yaml(self.store.download(self.run_id, names.STUDY_FILE, Path(scratch)))
         return self._spec
 
+    def n_units(self) -> int | None:
+        """Return what `max` stands for in frozen depths; None where it was not recorded."""
+        recorded = self.parent().tags.get(names.UNITS)
+        return int(recorded) if recorded else None
+
     def rows(self) -> list[TrialRow]:
         """Return all trials by number."""
         return sorted(map(trial_row_of, self._runs()), key=lambda row: row.number)
@@ -128,6 +134,20 @@ class StudyReader:
         from raystudy.tracking.tables import reports_table_of
 
         return reports_table_of(rows, tuple(self.spec().all_factors))
+
+    def importance(self, **question: Any) -> Importance:
+        """Return what matters; the arguments are those of `raystudy.tracking.findings.ask`."""
+        from raystudy.tracking.findings import ask
+
+        return ask(self.spec(), self.rows(), self.reports(), n_units=self.n_units(), **question)
+
+    def record_importance(self, answer: Importance) -> None:
+        """Store an answer in the place of the one that the study's run holds."""
+        from raystudy.tracking.findings import store_files, write_files
+
+        with tempfile.TemporaryDirectory() as scratch:
+            write_files(answer, Path(scratch))
+            store_files(Store(self.store.uri), self.run_id, Path(scratch))
 
     def model(self, run_id: str) -> KeptModel:
         """Return the model that was kept of a trial, with what is known about it.
@@ -179,6 +199,7 @@ def trial_row_of(run: StoredRun) -> TrialRow:
         config={name: param_value(name, text) for name, text in run.params.items()},
         last=_without_best(run.latest),
         best={name.removeprefix(prefix): value for name, value in run.latest.items() if name.startswith(prefix)},
+        kept=tags.get(names.KEPT) == "true",
     )
 
 

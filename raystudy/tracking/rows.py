@@ -25,6 +25,7 @@ class TrialRow:
         config: the active factors.
         last: the metrics at the last epoch.
         best: the metrics at the best epoch.
+        kept: whether it went on only as a hold-out.
     """
 
     trial_id: str
@@ -39,6 +40,7 @@ class TrialRow:
     config: Config
     last: Mapping[str, float] = field(default_factory=dict)
     best: Mapping[str, float] = field(default_factory=dict)
+    kept: bool = False
 
     @property
     def wall_seconds(self) -> float | None:

@@ -53,6 +53,7 @@ def trial_row(trial: TrialRecord, run_id: str, metric: str, mode: str) -> TrialR
         config=trial.config,
         last=trial.last,
         best={} if best_epoch is None else trial.reports[best_epoch].metrics,
+        kept=trial.kept,
     )
 
 

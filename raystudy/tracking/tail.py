@@ -27,6 +27,13 @@ class Tail:
         self.offset = 0
         self._rewind()
 
+    def has_more(self) -> bool:
+        """Whether the journal has changed since it was read."""
+        try:
+            return self._path.stat().st_size != self.offset
+        except OSError:
+            return True
+
     def read(self) -> set[str]:
         """Take in the events that have been added; return the ids of the trials they are about.
 

@@ -4,7 +4,8 @@ It shares nothing with the driver but the journal file and a pipe: a byte on sta
 the pipe's end says that the driver is done, or dead. What was written in the meantime goes to MLflow in one batch per run.
 A store that goes away is retried for as long as the driver lives, and for a bounded time after it.
 
-Standard output gets one line of JSON: {"ready": true, "experiment_id", "run_id", "tracking_uri"} or {"error", "kind"}.
+Standard output gets one line of JSON: {"ready": true, "experiment_id", "run_id", "tracking_uri"} or {"error", "kind"}; then a
+second one, {"recorded": true} or false, when everything but the findings is written.
 Exit codes: 0 MLflow holds what the journal says, 1 it does not yet, 2 a mistake in this program, 3 refused.
 """
 
@@ -32,6 +33,7 @@ from raystudy.paths import StudyPaths
 from raystudy.records import StudyRecord
 from raystudy.tracking.address import check_reachable, redact
 from raystudy.tracking.content import spec_of
+from raystudy.tracking.finder import Finder
 from raystudy.tracking.store import StoreDown, StoreRefused, own_process
 from raystudy.tracking.tail import Tail
 
@@ -99,7 +101,9 @@ class DriverPipe:
 class Writer:
     """Keeps MLflow up with one journal."""
 
-    def __init__(self, paths: StudyPaths, uri: str, pipe: DriverPipe, *, patience: float = _PATIENCE_S) -> None:
+    def __init__(
+        self, paths: StudyPaths, uri: str, pipe: DriverPipe, *, patience: float = _PATIENCE_S, finder: Finder | None = None
+    ) -> None:
         """Prepare; nothing is read or written yet.
 
         Args:
@@ -107,8 +111,10 @@ class Writer:
             uri: the tracking store.
             pipe: from the driver.
             patience: seconds without success after which it gives up once the driver is gone.
+            finder: computes the findings of a study that has ended; None for no findings.
         """
         self._paths, self._uri, self._pipe, self._patience = paths, uri, pipe, patience
+        self._finder = finder
         self._tail = Tail(paths.journal)
         self._dirty: set[str] = set()
         self._is_complete = True
@@ -167,6 +173,18 @@ class Writer:
             self._finish()
         return self._is_complete and not self._mirror.given_up
 
+    def add_findings(self) -> None:
+        """Store what matters in a study that has ended, unless it goes on meanwhile; what goes wrong is a line of the log."""
+        from raystudy.tracking.findings import store_files
+
+        if self._finder is None or not self._tail.is_ended:
+            return
+        try:
+            if self._finder.wait(self._tail.has_more):
+                self.persist(lambda: store_files(self._open(), self._mirror.run_id, self._paths.findings))
+        except Exception as error:  # the study is recorded, and nobody shall think otherwise
+            _log.error("the findings are not in MLflow: %s: %s", type(error).__name__, error)
+
     def persist(self, action: Callable[[], _T], *, limit: float = math.inf) -> _T:
         """Do `action` again and again until the store takes it.
 
@@ -219,6 +237,8 @@ class Writer:
         from raystudy.tracking.models import ModelKeeper
 
         record, mirror = self._tail.record, self._mirror
+        if self._finder is not None:
+            self._finder.start(record)  # beside what follows
         store = self._open()
         keeper = ModelKeeper(store, mirror.experiment_id, self._paths)
         steps = (
@@ -250,7 +270,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     own_process()
     paths = StudyPaths(options.root)
     patience = float(os.environ.get(PATIENCE_VARIABLE, _PATIENCE_S))
-    writer = Writer(paths, options.tracking_uri, DriverPipe(sys.stdin.fileno()), patience=patience)
+    pipe = DriverPipe(sys.stdin.fileno())
+    writer = Writer(paths, options.tracking_uri, pipe, patience=patience, finder=Finder(paths))
     try:
         return _serve(writer, paths, options, answer)
     except GaveUp as error:
@@ -269,7 +290,11 @@ def _serve(writer: Writer, paths: StudyPaths, options: argparse.Namespace, answe
         with FileLock(paths.writer_lock):
             ids = writer.persist(writer.connect, limit=math.inf if options.patient else _FIRST_PATIENCE_S)
             answer({"ready": True, **ids})
-            return 0 if writer.run() else 1
+            is_complete = writer.run()
+        answer({"recorded": is_complete})
+        # The lock is open: a driver that takes the study up again need not wait for findings that it will replace.
+        writer.add_findings()
+        return 0 if is_complete else 1
     except GaveUp:
         raise
     except RaystudyError as error:

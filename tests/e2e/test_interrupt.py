@@ -18,7 +18,9 @@ def test_an_interrupted_study_is_resumed_to_the_same_end(
 ) -> None:
     whole, place = make_place("whole"), make_place("interrupted")
     changes = {"budget": {"trials": 6, "epochs": 3}, "keep_models": 0}
-    whole.call("run", str(whole.study_file(**changes)), "--inline")
+    told = whole.call("run", str(whole.study_file(**changes)), "--inline")
+    assert "\nmatters " in told
+    assert "raystudy importance small" in told
 
     process = place.start("run", str(place.study_file(**changes)), *options)
     while process.poll() is None and not (place.journal().exists() and place.journal().read_bytes().count(b"\n") >= 8):
@@ -32,3 +34,6 @@ def test_an_interrupted_study_is_resumed_to_the_same_end(
     place.call("resume", "small", *options)
     assert place.table() == whole.table()
     assert place.json("verify", "small")["ok"]
+    # The findings of the interrupted study are replaced by those of the whole one.
+    assert place.findings()["n_trials"] == whole.findings()["n_trials"] == 6
+    assert {share["factors"][0] for share in place.findings()["shares"]} >= {"learning_rate", "frozen_depth"}

@@ -1,0 +1,312 @@
+"""A Gaussian process over configurations and time, fitted to all reports of all trials; the one place that needs torch.
+
+The coefficients of a trial's learning curve (see `curves`) are functions of its configuration x:
+
+    a(x)   = m   + f(x)   + ρ_x e                 the final value
+    b_k(x) = c_k + h_k(x) + δ e_k                 how the curve gets there; all r_k(T) = 0
+
+f and the h_k have ANOVA kernels, products over the factors of 1 + w_j κ_j, with κ_j a Matérn kernel on the factor's encoded
+columns: a factor with small w_j acts additively, one with w_j near 0 not at all, and the smoothness of one (a cliff in the
+learning rate) does not touch that of the others. e is what a configuration's seed does to its final value. Noise and seed
+effect may grow with the factors: σ_x = σ exp(g·x), ρ_x = ρ exp(g·x).
+
+That a scheduler stopped most trials does no harm: it looked at nothing but reports, all of which are in the likelihood, so
+the missing rest of the curves is missing at random (Rubin 1976).
+
+Hyperparameters have weakly informative normal priors on their logarithms. Their uncertainty is kept: the posterior is
+sampled by importance weighting of Laplace's approximation at the mode.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import gpytorch
+import numpy as np
+import torch
+from gpytorch.constraints import Positive
+from gpytorch.kernels import MaternKernel
+from gpytorch.priors import NormalPrior
+from linear_operator.utils.cholesky import psd_safe_cholesky
+from linear_operator.utils.errors import NanError, NotPSDError
+from scipy.optimize import minimize
+from torch import Tensor
+from torch.nn import Parameter
+
+from raystudy.findings.curves import Floats, Ints, Rows
+
+LEVEL_VARIANCE = 100.0
+"""Prior variance of m, on the scale on which the reports have variance 1: as good as flat."""
+SLOPE_VARIANCE = 9.0
+"""Prior variance of the c_k."""
+_JITTER = 1e-8
+_UNSOLVABLE = (RuntimeError, NotPSDError, NanError)
+"""What hyperparameters far off the mark bring about; torch's own error is a RuntimeError."""
+_LOG_PRIORS = {
+    "final_weight": (math.log(0.5), 1.5),
+    "final_scale": (0.0, 1.0),
+    "speed_weight": (math.log(0.5), 1.5),
+    "speed_scale": (math.log(0.5), 1.0),
+    "speed_rest": (math.log(0.1), 1.5),
+    "seed": (math.log(0.05), 1.5),
+    "noise": (math.log(0.1), 1.5),
+    "growth": (0.0, 0.7),
+}
+"""Mean and standard deviation of the normal priors on the logarithms; `growth`, which is no scale, as it is."""
+_LENGTH_PRIOR = (math.log(0.6), 0.8)
+
+
+class _Covariance(gpytorch.Module):
+    """The hyperparameters, their priors, and the kernels between trials."""
+
+    def __init__(self, n_factors: int, width: int, n_bends: int, smoothness: float) -> None:
+        super().__init__()
+        exact = Positive(transform=torch.exp, inv_transform=torch.log)
+        self.shape = MaternKernel(nu=smoothness, batch_shape=torch.Size([n_factors]), lengthscale_constraint=exact)
+        self.shape.raw_lengthscale.data.fill_(_LENGTH_PRIOR[0])
+        self._prior("length", _LENGTH_PRIOR, lambda module: module.shape.raw_lengthscale)
+        sizes = {"final_weight": n_factors, "final_scale": 1, "seed": 1, "noise": 1, "growth": width}
+        if n_bends:
+            sizes |= {"speed_weight": n_factors, "speed_scale": n_bends, "speed_rest": 1}
+        for name, size in sizes.items():
+            self.register_parameter(f"log_{name}", Parameter(torch.full((size,), _LOG_PRIORS[name][0])))
+            self._prior(name, _LOG_PRIORS[name], lambda module, name=name: module._parameters[f"log_{name}"])
+
+    def _prior(self, name: str, prior: tuple[float, float], closure: object) -> None:
+        self.register_prior(f"{name}_prior", NormalPrior(*(torch.tensor(number) for number in prior)), closure, None)
+
+    def log_prior(self) -> Tensor:
+        """Return the log density of the hyperparameters."""
+        return sum(
+            (prior.log_prob(closure(module)).sum() for _, module, prior, closure, _ in self.named_priors()), torch.zeros(())
+        )
+
+    def tables(self, left: Tensor, right: Tensor) -> Tensor:
+        """Return κ_j between configurations, shape (factors, left, right); both are given per factor, (factors, n, columns)."""
+        return self.shape.forward(left, right)
+
+    def anova(self, tables: Tensor, log_weight: Tensor) -> Tensor:
+        """Return Π_j (1 + w_j κ_j) / (1 + w_j): variance 1."""
+        w = log_weight.exp()[:, None, None]
+        return ((1 + w * tables) / (1 + w)).prod(0)
+
+
+@dataclass(frozen=True, slots=True)
+class Hyperparameters:
+    """One set of hyperparameters as plain arrays.
+
+    Attributes:
+        lengths: of each factor's kernel, shape (factors,).
+        final_weight: w_j of f, shape (factors,).
+        final_scale: standard deviation of f.
+        speed_weight: w_j of the h_k, shape (factors,).
+        speed_scale: standard deviation of each h_k, shape (K,).
+        speed_rest: δ.
+        seed: ρ at the centre.
+        noise: σ at the centre.
+        growth: g, shape (width,).
+    """
+
+    lengths: Floats
+    final_weight: Floats
+    final_scale: float
+    speed_weight: Floats
+    speed_scale: Floats
+    speed_rest: float
+    seed: float
+    noise: float
+    growth: Floats
+
+    def spread(self, x: Floats) -> Floats:
+        """Return exp(g·x): by how much noise and seed effect are larger at the encoded configurations `x`, (n, width)."""
+        return np.exp((x - 0.5) @ self.growth)
+
+
+class Surrogate:
+    """The model of one study's reports."""
+
+    def __init__(self, x: Floats, columns: tuple[slice, ...], rows: Rows, *, smoothness: float = 2.5) -> None:
+        """Prepare.
+
+        Args:
+            x: encoded configurations, shape (trials, width), each factor's columns within [0, 1].
+            columns: the columns of each factor.
+            rows: the compressed reports, of values with mean 0 and variance 1.
+            smoothness: ν of the Matérn kernels.
+        """
+        self.x, self.columns, self.rows, self.smoothness = x, columns, rows, smoothness
+        self.n_bends = rows.weights.shape[1] - 1
+        self._covariance = _Covariance(len(columns), x.shape[1], self.n_bends, smoothness).double()
+        self._by_factor = self._split(x)
+        self._trial = torch.as_tensor(rows.trial)
+        self._target = torch.as_tensor(rows.target)
+        self._squares, self._freedom = torch.as_tensor(rows.squares), torch.as_tensor(rows.freedom)
+        weights = torch.as_tensor(rows.weights).T
+        self._products = weights[:, :, None] * weights[:, None, :]  # (p, rows, rows)
+        self._same = (self._trial[:, None] == self._trial[None, :]).double()
+        self.mode = self._vector()
+        self.value = math.inf
+
+    def _split(self, x: Floats) -> Tensor:
+        """Return the columns per factor, padded with zeros to the widest, shape (factors, n, columns)."""
+        widest = max(columns.stop - columns.start for columns in self.columns)
+        out = torch.zeros(len(self.columns), len(x), widest, dtype=torch.float64)
+        for number, columns in enumerate(self.columns):
+            out[number, :, : columns.stop - columns.start] = torch.as_tensor(x[:, columns])
+        return out
+
+    def _vector(self) -> Floats:
+        return np.array(torch.nn.utils.parameters_to_vector(self._covariance.parameters()).detach())
+
+    def _set(self, vector: Floats) -> None:
+        torch.nn.utils.vector_to_parameters(torch.as_tensor(vector), self._covariance.parameters())
+
+    def fit(self, steps: int = 120) -> None:
+        """Find the posterior mode of the hyperparameters."""
+        found = minimize(
+            self.loss_and_gradient,
+            self.mode,
+            jac=True,
+            method="L-BFGS-B",
+            options={"maxiter": steps, "ftol": 1e-6, "gtol": 1e-2},
+        )
+        self.mode, self.value = found.x, float(found.fun)
+
+    def loss(self, vector: Floats) -> float:
+        """Return the negative log posterior density, up to a constant, of hyperparameters."""
+        self._set(vector)
+        with torch.no_grad():
+            try:
+                return float(self._evaluate(with_gradient=False)[0])
+            except _UNSOLVABLE:
+                return math.inf
+
+    def loss_and_gradient(self, vector: Floats) -> tuple[float, Floats]:
+        """Return the negative log posterior density and its gradient."""
+        self._set(vector)
+        self._covariance.zero_grad()
+        try:
+            value, slope = self._evaluate(with_gradient=True)
+        except _UNSOLVABLE:
+            return 1e10, np.zeros_like(vector)
+        slope.backward()
+        gradient = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._covariance.parameters()]
+        return float(value), np.array(torch.nn.utils.parameters_to_vector(gradient))
+
+    def _evaluate(self, *, with_gradient: bool) -> tuple[Tensor, Tensor]:
+        """Return the loss, and a function with the same gradient.
+
+        The gradient of the likelihood is that of Σ G ∘ C with G = (C⁻¹ - αα') / 2 held fixed: so no derivative goes through
+        the Cholesky factor, and G is summed up over each trial's rows before it meets the kernels.
+        """
+        final, speed, seed, noise = self._parts()
+        hyper, i = self._covariance._parameters, self._trial
+        with torch.no_grad():
+            matrix = self._assemble(final, speed, seed, noise)
+            lower = psd_safe_cholesky(matrix)
+            alpha = torch.cholesky_solve(self._target[:, None], lower)[:, 0]
+            likelihood = 0.5 * (self._target @ alpha) + lower.diagonal().log().sum()
+        rest = 0.5 * (self._squares / noise + self._freedom * noise.log()).sum() - self._covariance.log_prior()
+        if not with_gradient:
+            return likelihood + rest, rest
+        with torch.no_grad():
+            g = 0.5 * (torch.cholesky_inverse(lower) - alpha[:, None] * alpha[None, :])
+            g_final = self._collapse(g * self._products[0])
+            g_speed = [self._collapse(g * product) for product in self._products[1:]]
+        slope = rest + (g_final * final).sum() + (g_final.diagonal() * seed).sum() + (g.diagonal() * noise[i]).sum()
+        if speed is not None:
+            variance = (2 * hyper["log_speed_scale"]).exp()
+            for k, g_k in enumerate(g_speed):
+                own = (2 * hyper["log_speed_rest"]).exp()[0]
+                slope = slope + variance[k] * (g_k * speed).sum() + own * g_k.diagonal().sum()
+        return likelihood + rest.detach(), slope
+
+    def _parts(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        """Return the kernel of f, that of the h_k with variance 1, and the variances of seed and noise, between trials."""
+        hyper = self._covariance._parameters
+        tables = self._covariance.tables(self._by_factor, self._by_factor)
+        final = (2 * hyper["log_final_scale"]).exp() * self._covariance.anova(tables, hyper["log_final_weight"])
+        speed = self._covariance.anova(tables, hyper["log_speed_weight"]) if self.n_bends else None
+        spread = (2 * (torch.as_tensor(self.x) - 0.5) @ hyper["log_growth"]).exp()
+        return final, speed, (2 * hyper["log_seed"]).exp() * spread, (2 * hyper["log_noise"]).exp() * spread
+
+    def _assemble(self, final: Tensor, speed: Tensor | None, seed: Tensor, noise: Tensor) -> Tensor:
+        """Return the covariance of the rows."""
+        hyper, i = self._covariance._parameters, self._trial
+        matrix = self._products[0] * (LEVEL_VARIANCE + final + torch.diag(seed))[i][:, i]
+        if speed is not None:
+            expanded = speed[i][:, i]
+            own = SLOPE_VARIANCE + (2 * hyper["log_speed_rest"]).exp() * self._same
+            for variance, product in zip((2 * hyper["log_speed_scale"]).exp(), self._products[1:], strict=True):
+                matrix = matrix + product * (variance * expanded + own)
+        matrix.diagonal().add_(noise[i] + _JITTER)
+        return matrix
+
+    def _collapse(self, matrix: Tensor) -> Tensor:
+        """Sum a matrix over rows up over each trial's rows, shape (trials, trials)."""
+        n = self.rows.n_trials
+        half = torch.zeros(n, matrix.shape[1], dtype=matrix.dtype).index_add_(0, self._trial, matrix)
+        return torch.zeros(n, n, dtype=matrix.dtype).index_add_(1, self._trial, half)
+
+    def covariance(self, vector: Floats) -> Floats:
+        """Return the covariance of the rows at hyperparameters, shape (rows, rows)."""
+        self._set(vector)
+        with torch.no_grad():
+            return np.array(self._assemble(*self._parts()))
+
+    def hyperparameters(self, vector: Floats) -> Hyperparameters:
+        """Return hyperparameters as plain arrays."""
+        self._set(vector)
+        hyper = {name: np.array(p.detach()) for name, p in self._covariance._parameters.items() if p is not None}
+        scales = {name.removeprefix("log_"): np.exp(log) for name, log in hyper.items() if name != "log_growth"}
+        empty = np.zeros(0)
+        return Hyperparameters(
+            lengths=np.exp(np.array(self._covariance.shape.raw_lengthscale.detach()).ravel()),
+            final_weight=scales["final_weight"],
+            final_scale=float(scales["final_scale"][0]),
+            speed_weight=scales.get("speed_weight", empty),
+            speed_scale=scales.get("speed_scale", empty),
+            speed_rest=float(scales["speed_rest"][0]) if "speed_rest" in scales else 0.0,
+            seed=float(scales["seed"][0]),
+            noise=float(scales["noise"][0]),
+            growth=hyper["log_growth"],
+        )
+
+    def tables(self, vector: Floats, x: Floats) -> Floats:
+        """Return κ_j between configurations and the trials, shape (factors, n, trials)."""
+        self._set(vector)
+        with torch.no_grad():
+            return np.array(self._covariance.tables(self._split(x), self._by_factor))
+
+    def sample_hyperparameters(self, size: int, seed: int) -> tuple[Floats, Floats]:
+        """Draw hyperparameters from their posterior: Laplace's approximation with importance weights.
+
+        Returns:
+            vectors, shape (size, parameters), and their weights, shape (size,), which sum to 1.
+        """
+        eigenvalues, eigenvectors = np.linalg.eigh(self._hessian())
+        # Nothing is less certain than its prior; numerical Hessians say otherwise at times.
+        widths = 1 / np.sqrt(np.maximum(eigenvalues, 0.1))
+        z = np.random.default_rng(seed).standard_normal((size, len(self.mode)))
+        vectors = self.mode + (z * widths) @ eigenvectors.T
+        log_weight = np.array([-self.loss(vector) for vector in vectors]) + 0.5 * (z**2).sum(1)
+        weights = np.exp(log_weight - log_weight.max())
+        return vectors, weights / weights.sum()
+
+    def _hessian(self, step: float = 1e-2) -> Floats:
+        base = self.loss_and_gradient(self.mode)[1]
+        columns = [(self.loss_and_gradient(self.mode + step * unit)[1] - base) / step for unit in np.eye(len(self.mode))]
+        matrix = np.array(columns)
+        return 0.5 * (matrix + matrix.T)
+
+
+def thinned(rows: Rows, most: int, seed: int) -> Ints:
+    """Return trials drawn uniformly, whatever they reported, whose rows are at most about `most`; all of them if they fit.
+
+    A choice by what trials reported would undo what makes stopped trials harmless.
+    """
+    order = np.random.default_rng(seed).permutation(rows.n_trials)
+    counts = np.bincount(rows.trial, minlength=rows.n_trials)[order]
+    fits = np.cumsum(counts) <= most
+    return np.sort(order[: max(int(fits.sum()), 1)])
