@@ -16,7 +16,7 @@ _VERDICT_STYLES = {"important": "green", "minor": "", "not identified": "yellow"
 
 def shown(answer: Importance, *, interactions: bool) -> RenderableType:
     """Return what `raystudy importance` shows."""
-    where = f", where {answer.region}" if answer.region else ""
+    where = f", {'' if answer.of_best else 'where '}{answer.region}" if answer.region else ""
     parts: list[RenderableType] = [Text(f"{answer.metric} at epoch {answer.at}{where}", style="bold")]
     parts += [Text(line, style="yellow") for line in cautions(answer)]
     if answer.shares:

@@ -170,6 +170,7 @@ class Importance(_Plain):
         budget: the epoch T of a trial that is not stopped.
         at: the epoch that the indices are about.
         region: the part of the declared distribution that they are about, empty for all of it.
+        of_best: whether the shares are of what sets the best configurations (`region`) apart instead of the variance.
         notes: what a reader must know first: failed checks, approximations, why something is not identified.
         shares: one per factor, the largest first-order index first.
         pairs: the interactions, largest first.
@@ -193,6 +194,7 @@ class Importance(_Plain):
     budget: int
     at: int
     region: str = ""
+    of_best: bool = False
     notes: tuple[str, ...] = ()
     shares: tuple[Share, ...] = ()
     pairs: tuple[Share, ...] = ()

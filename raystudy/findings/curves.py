@@ -19,20 +19,22 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-BENDS = 2
-"""K: how many functions of time, besides the final value, make up a curve."""
+BENDS = 3
+"""K: how many functions of time, besides the final value, make up a curve; fewer where the budget is below four epochs."""
 
 
 def features(epochs: Floats, budget: int) -> Floats:
-    """Return the features of a curve at `epochs`, shape (n, 1 + K): 1 and r_k(t), all r_k(T) = 0; K = 0 for a budget of 1.
+    """Return the features of a curve at `epochs`, shape (n, 1 + K): 1 and r_k(t), all r_k(T) = 0; K = min(3, T - 1).
 
-    With s = log(T/t) / log T, which is 1 at the first epoch and 0 at the budget: r_1 = s, r_2 = s (s - 1). A power law in t is
-    an exponential in s, which a quadratic follows closely for the exponents that learning curves have.
+    With s = log(T/t) / log T, which is 1 at the first epoch and 0 at the budget: r_1 = s, r_2 = s (s - 1) and
+    r_3 = s (s - 1) (2s - 1). A power law in t is an exponential in s, which a cubic follows closely for the exponents that
+    learning curves have; a quadratic leaves enough over to make intervals too narrow.
     """
     if budget == 1:
         return np.ones((len(epochs), 1))
     s = np.log(budget / epochs) / np.log(budget)
-    return np.stack([np.ones_like(s), s, s * (s - 1)], axis=1)
+    bends = [s, s * (s - 1), s * (s - 1) * (2 * s - 1)]
+    return np.stack([np.ones_like(s), *bends[: min(BENDS, budget - 1)]], axis=1)
 
 
 @dataclass(frozen=True, slots=True)

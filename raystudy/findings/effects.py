@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
 
@@ -23,48 +24,48 @@ _TUNINGS, _QUESTIONS = 64, 8
 """Values of the nuisance factors that are tried for each of so many combinations of the other scientific factors."""
 
 
-def effects(
-    fitted: Fitted,
-    posterior: Posterior,
-    measure: Measure,
-    drawn: Drawn,
-    design: Design,
-    names: list[str],
-    roles: Mapping[str, str],
-    mode: str,
-) -> list[Effect]:
-    """Return each factor's effect, in the order of `names`.
+@dataclass(frozen=True)
+class Reading:
+    """What is read from a fitted surrogate.
 
-    Args:
+    Attributes:
         fitted: the surrogate.
         posterior: functions drawn from it.
-        measure: the distribution that is averaged over.
-        drawn: the marginal curves.
-        design: where they were read.
-        names: the factors.
-        roles: scientific or nuisance, where known; without any, all other factors are tuned for a factor's value.
+        measure: the distribution of configurations that is asked about.
+        epoch: the epoch that is asked about.
         mode: `max` or `min`.
+        roles: scientific or nuisance, where known; without any, all other factors are tuned for a factor's value.
     """
-    posterior = weightiest(posterior, 8)
-    scientific = [name for name in measure.names if roles.get(name) == "scientific"]
-    tuned = _tuning_design(measure, scientific, fitted.seed)
-    return [_effect(fitted, measure, drawn, design, tuned, posterior, name, roles.get(name, ""), mode) for name in names]
+
+    fitted: Fitted
+    posterior: Posterior
+    measure: Measure
+    epoch: int
+    mode: str
+    roles: Mapping[str, str]
+
+    @property
+    def coefficients(self) -> Floats:
+        """The learning curve's features at the epoch, shape (1 + K,)."""
+        return self.fitted.coefficients(self.epoch)
+
+    @property
+    def better(self) -> float:
+        """1 where more is better, -1 where less is."""
+        return 1.0 if self.mode == "max" else -1.0
 
 
-def _effect(
-    fitted: Fitted,
-    measure: Measure,
-    drawn: Drawn,
-    design: Design,
-    tuned: Design,
-    posterior: Posterior,
-    name: str,
-    role: str,
-    mode: str,
-) -> Effect:
+def effects(reading: Reading, drawn: Drawn, design: Design, names: list[str]) -> list[Effect]:
+    """Return each factor's effect, in the order of `names`; `drawn` are the marginal curves, read at `design`."""
+    scientific = [name for name in reading.measure.names if reading.roles.get(name) == "scientific"]
+    tuned = _tuning_design(reading.measure, scientific, reading.fitted.seed)
+    return [_effect(reading, drawn, design, tuned, name) for name in names]
+
+
+def _effect(reading: Reading, drawn: Drawn, design: Design, tuned: Design, name: str) -> Effect:
     nodes, main = design.nodes[name], drawn.along[name].main
-    profile, weights = _profile(fitted, tuned, posterior, name, 1.0 if mode == "max" else -1.0)
-    best = (profile if mode == "max" else -profile).argmax(axis=1)
+    profile, weights = _profile(reading, tuned, name)
+    best = (reading.better * profile).argmax(axis=1)
     levels = [
         Level(
             value=label,
@@ -74,7 +75,8 @@ def _effect(
         )
         for node, label in enumerate(nodes.labels)
     ]
-    return Effect(factor=name, role=role, scale=scale_of(measure, name), levels=tuple(levels))
+    scale = scale_of(reading.measure, name)
+    return Effect(factor=name, role=reading.roles.get(name, ""), scale=scale, levels=tuple(levels))
 
 
 def scale_of(measure: Measure, name: str) -> Literal["log", "linear", "ordered", "categorical"]:
@@ -94,13 +96,13 @@ def _tuning_design(measure: Measure, scientific: list[str], seed: int) -> Design
     return Design(measure, u.reshape(_QUESTIONS * _TUNINGS, -1), design.nodes)
 
 
-def _profile(fitted: Fitted, design: Design, posterior: Posterior, name: str, better: float) -> tuple[Floats, Floats]:
+def _profile(reading: Reading, design: Design, name: str) -> tuple[Floats, Floats]:
     """Return the best of a group's functions at each value of a factor, averaged over groups, (draws, nodes), and weights."""
-    coefficients = fitted.coefficients(fitted.budget)
     active = design.active(name).reshape(_QUESTIONS, _TUNINGS)
+    inverse, better = reading.fitted.response.inverse, reading.better
     found, weights = [], []
-    for weight, draws in posterior:
-        values = fitted.response.inverse(values_along(draws, design, draws.points(design.x), name, coefficients))
+    for weight, draws in weightiest(reading.posterior, 8):
+        values = inverse(values_along(draws, design, draws.points(design.x), name, reading.coefficients))
         grouped = better * values.reshape(draws.size, _QUESTIONS, _TUNINGS, -1)
         grouped = np.where(active[None, :, :, None], grouped, -np.inf).max(axis=2)
         found.append(better * grouped[:, active.any(axis=1)].mean(axis=1))
@@ -108,31 +110,26 @@ def _profile(fitted: Fitted, design: Design, posterior: Posterior, name: str, be
     return np.concatenate(found), np.concatenate(weights)
 
 
-def pairs(
-    fitted: Fitted, posterior: Posterior, measure: Measure, drawn: Drawn, epoch: int, floor: float, names: list[str]
-) -> tuple[list[Share], list[Surface]]:
+def pairs(reading: Reading, drawn: Drawn, floor: float, names: list[str]) -> tuple[list[Share], list[Surface]]:
     """Return the interactions of two factors, the largest first, and the surfaces of the strongest.
 
     Args:
-        fitted: the surrogate.
-        posterior: functions drawn from it.
-        measure: the distribution that is averaged over.
+        reading: what is read.
         drawn: the variance, and the factors' total indices.
-        epoch: the epoch that is asked about.
         floor: share that is not told from none.
         names: the factors.
     """
     ranked = sorted(names, key=lambda name: -float(drawn.total(name) @ drawn.weights))[:MOST_FACTORS]
-    design = Design.of(measure, 64, fitted.seed + 2, nodes=8)
-    posterior = weightiest(posterior, 6)
+    design = Design.of(reading.measure, 64, reading.fitted.seed + 2, nodes=8)
+    variance = float(drawn.variance @ drawn.weights)
     found = []
     for pair in combinations([name for name in names if name in ranked], 2):
-        if _related(measure, *pair):
+        if _related(reading.measure, *pair):
             continue
-        values, weights = _surfaces(fitted, design, posterior, pair, epoch)
+        values, weights = _surfaces(reading, design, pair)
         first, second = (design.nodes[name].weights for name in pair)
         both = float((design.active(pair[0]) & design.active(pair[1])).mean())
-        index = both * interaction(values, first, second) / float(drawn.variance @ drawn.weights)
+        index = both * interaction(values, first, second) / variance
         found.append((pair_share(pair, index, weights, floor), _surface(design, pair, values, weights)))
     found.sort(key=lambda one: -(one[0].first_order.value if one[0].first_order else 0.0))
     strong = [shown for share, shown in found if share.verdict == "important"]
@@ -153,9 +150,10 @@ def _related(measure: Measure, one: str, other: str) -> bool:
     return any(not set(measure.axis(one).when[gate]) & set(measure.axis(other).when[gate]) for gate in shared)
 
 
-def _surfaces(fitted: Fitted, design: Design, posterior: Posterior, pair: tuple[str, str], epoch: int) -> tuple[Floats, Floats]:
-    coefficients = fitted.coefficients(epoch)
-    each = [surface(draws, design, pair, coefficients, fitted.response.inverse) for _, draws in posterior]
+def _surfaces(reading: Reading, design: Design, pair: tuple[str, str]) -> tuple[Floats, Floats]:
+    posterior = weightiest(reading.posterior, 6)
+    inverse = reading.fitted.response.inverse
+    each = [surface(draws, design, pair, reading.coefficients, inverse) for _, draws in posterior]
     weights = np.concatenate([np.full(draws.size, weight / draws.size) for weight, draws in posterior])
     return np.concatenate(each), weights
 
@@ -166,21 +164,20 @@ def _surface(design: Design, pair: tuple[str, str], values: Floats, weights: Flo
     return Surface(factors=pair, rows=rows, columns=columns, mean=tuple(tuple(float(v) for v in row) for row in mean))
 
 
-def along_epochs(
-    fitted: Fitted, posterior: Posterior, measure: Measure, names: list[str], last: int, final: list[Share], floor: float
-) -> list[AtEpoch]:
-    """Return the first-order indices at epochs that grow by about three, the last one being `last` with the indices given."""
-    design = Design.of(measure, 128, fitted.seed + 3)
-    posterior = weightiest(posterior, 6)
+def along_epochs(reading: Reading, final: list[Share], floor: float) -> list[AtEpoch]:
+    """Return the first-order indices at epochs that grow by about three, up to the one asked about, whose are `final`."""
+    design = Design.of(reading.measure, 128, reading.fitted.seed + 3)
+    posterior = weightiest(reading.posterior, 6)
+    inverse = reading.fitted.response.inverse
     course = []
-    for epoch in milestones(last)[:-1]:
-        coefficients = fitted.coefficients(epoch)
-        each = [draw_indices(draws, design, coefficients, fitted.response.inverse) for _, draws in posterior]
+    for epoch in milestones(reading.epoch)[:-1]:
+        coefficients = reading.fitted.coefficients(epoch)
+        each = [draw_indices(draws, design, coefficients, inverse) for _, draws in posterior]
         drawn = put_together(each, np.array([weight for weight, _ in posterior]))
-        shares = {name: interval(drawn.first(name), drawn.weights, floor=floor) for name in names}
+        shares = {share.name: interval(drawn.first(share.name), drawn.weights, floor=floor) for share in final}
         course.append(AtEpoch(epoch=epoch, first_order=shares))
     at_last: dict[str, Interval] = {share.name: share.first_order for share in final if share.first_order}
-    return [*course, AtEpoch(epoch=last, first_order=at_last)]
+    return [*course, AtEpoch(epoch=reading.epoch, first_order=at_last)]
 
 
 def milestones(last: int) -> list[int]:

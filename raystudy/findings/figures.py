@@ -91,7 +91,7 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _draw_head(panel: Any, answer: Importance, notes: Sequence[str], height: float) -> None:
-    where = f", where {answer.region}" if answer.region else ""
+    where = f", {'' if answer.of_best else 'where '}{answer.region}" if answer.region else ""
     trials = f"{answer.n_trials} trial{'' if answer.n_trials == 1 else 's'}, {answer.n_completed} to epoch {answer.budget}"
     lines = [
         (_short(f"What matters for {answer.metric} at epoch {answer.at}{where}", 105), {"fontsize": 12, "fontweight": "bold"}),

@@ -16,7 +16,7 @@ from raystudy.findings.answer import Importance, Share
 from raystudy.findings.best_region import divergences, top_share
 from raystudy.findings.curves import Floats
 from raystudy.findings.design import Design
-from raystudy.findings.effects import along_epochs, effects, pairs
+from raystudy.findings.effects import Reading, along_epochs, effects, pairs
 from raystudy.findings.fitting import Fitted, Posterior, fit
 from raystudy.findings.indices import Drawn, draw_indices, put_together
 from raystudy.findings.measure import Measure, parse_region
@@ -96,6 +96,7 @@ class _Question:
             "budget": self.budget,
             "at": self.at,
             "region": self.region,
+            "of_best": self.top is not None,
             "n_trials": len(observed.reporting),
             "n_completed": len(completed),
             "n_reports": len(observed.values),
@@ -264,11 +265,12 @@ def _explained(question: _Question, observed: Observations, constant: Mapping[st
     )
     if not question.details:
         return answer
-    effects_of = tuple(effects(fitted, posterior, question.measure, drawn, design, names, question.roles, question.mode))
+    reading = Reading(fitted, posterior, question.measure, question.at, question.mode, question.roles)
+    effects_of = tuple(effects(reading, drawn, design, names))
     if question.top:
         return answer.model_copy(update={"effects": effects_of})
-    interactions, surfaces = pairs(fitted, posterior, question.measure, drawn, question.at, floor[1], names)
-    course = along_epochs(fitted, posterior, question.measure, names, question.at, found, floor[0])
+    interactions, surfaces = pairs(reading, drawn, floor[1], names)
+    course = along_epochs(reading, found, floor[0])
     more = {"effects": effects_of, "pairs": tuple(interactions), "surfaces": tuple(surfaces), "epochs": tuple(course)}
     return answer.model_copy(update=more)
 
@@ -326,8 +328,6 @@ def _same(name: str, value: Scalar) -> str:
 def _notes(question: _Question, observed: Observations, fitted: Fitted, constant: Mapping[str, Scalar]) -> Iterator[str]:
     for name, value in constant.items():
         yield f"All trials have {name}={value}: its share is not known, and the others' are those at this value."
-    if question.top is not None:
-        yield f"Shares of what sets the best {question.top:.0%} of the configurations apart, not of the variance."
     if len(fitted.trials) < len(observed.trials):
         yield f"An approximation: computed from {len(fitted.trials)} trials drawn at random from {len(observed.trials)}."
     yield from _unsupported(question, observed)

@@ -69,13 +69,13 @@ def leave_one_out(fitted: Fitted, observed: Observations) -> LeftOut:
     seen, predicted, scores, kept = [], [], [], []
     for number, trial in enumerate(fitted.trials):
         block = np.flatnonzero(rows.trial == number)
-        if int(trial) not in last or len(block) < rows.weights.shape[1]:
+        if int(trial) not in last:
             continue
         spread = np.linalg.inv(inverse[np.ix_(block, block)])
         mean = rows.target[block] - spread @ solved[block]
-        back = np.linalg.inv(rows.weights[block])
-        final = float((back @ mean)[0])
-        latent = float((back @ (spread - noise[number] * np.eye(len(block))) @ back.T)[0, 0])
+        last_report = _last_report(rows.weights[block])
+        final = float(last_report @ mean)
+        latent = float(last_report @ (spread - noise[number] * np.eye(len(block))) @ last_report)
         value = last[int(trial)]
         seen.append(value)
         predicted.append(float(fitted.response.inverse(np.array(final))))
@@ -84,6 +84,14 @@ def leave_one_out(fitted: Fitted, observed: Observations) -> LeftOut:
         )
         kept.append(bool(observed.kept[trial]))
     return LeftOut(np.array(seen), np.array(predicted), np.array(scores), np.array(kept, dtype=bool))
+
+
+def _last_report(weights: Floats) -> Floats:
+    """Return how the value at the budget is put together of a completed trial's rows, shape (rows,)."""
+    if len(weights) == weights.shape[1]:
+        return np.asarray(np.linalg.inv(weights)[0])
+    # Fewer reports than a curve has numbers are rows as they are: the last one is that in which all bends vanish.
+    return np.asarray(np.abs(weights[:, 1:]).sum(axis=1) < 1e-12, dtype=float)
 
 
 def self_check(left_out: LeftOut, null_factor: Interval, metric: str) -> SelfCheck:

@@ -113,6 +113,8 @@ def _where(answer: Importance) -> str:
 def _importance(answer: Importance) -> Iterator[str]:
     important = [share for share in answer.shares if share.verdict == "important"]
     about = f"the variance of {answer.metric} at epoch {answer.at}{_where(answer)}"
+    if answer.of_best:
+        about = f"what sets the {answer.region} of the configurations apart in {answer.metric} at epoch {answer.at}"
     for index, share in enumerate(important):
         yield f"{share.name} explains {_explained(share, f' of {about}' if index == 0 else '')}{_rank(answer, share, index)}."
     if important or (answer.notes and not answer.shares):
