@@ -409,7 +409,7 @@ order of `published`, the last varying fastest, by 7 targets."""
 
 
 def published() -> Truth:
-    """The 7 x 2 x 2 x 2 errors of `PUBLISHED`: momentum's pooled main effect is nought, its interaction with the target large."""
+    """The 56 errors of `PUBLISHED`: momentum's pooled main effect is nought, its interaction with the target is not."""
     factors: Factors = {
         "target": {"choice": ["dogs", "caltech", "indoor", "birds", "cars", "aircraft", "flowers"]},
         "momentum": {"choice": [0.9, 0.0]},

@@ -183,6 +183,7 @@ class Importance(_Plain):
         n_reports: reports used.
         n_diverged: trials that diverged or failed; they are not in the metric's variance.
         noise_share: share of the metric's variance that is neither factor nor interaction: seed and report noise.
+        open_share: the uncertainty of the predicted metric, averaged over the configurations, as a share of its variance.
         integration_error: largest standard error of an index from the finite integration design.
         scale: the scale on which the surrogate works: `identity`, `logit` or `log`.
         plan: what would settle what is not settled.
@@ -207,6 +208,7 @@ class Importance(_Plain):
     n_reports: int = 0
     n_diverged: int = 0
     noise_share: float | None = None
+    open_share: float | None = None
     integration_error: float | None = None
     scale: str = "identity"
     plan: Plan | None = None

@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cho_factor, cho_solve
 
 from raystudy.findings.curves import Floats
 from raystudy.findings.surrogate import LEVEL_VARIANCE, SLOPE_VARIANCE, Hyperparameters, Surrogate
@@ -122,7 +121,7 @@ class Draws:
         """Yield the components with the corrections that the data ask for."""
         rows = self.surrogate.rows
         residual = rows.target[:, None] - self._simulated(prior)
-        solved = cho_solve(cho_factor(self.surrogate.covariance(self.vector), lower=True), residual)
+        solved = self.surrogate.solve(self.vector, residual)
         for k, component in enumerate(prior):
             updates = np.zeros_like(component.updates)
             np.add.at(updates, rows.trial, rows.weights[:, k : k + 1] * solved)

@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from raystudy.errors import InputError, Problem
 from raystudy.factors import Scalar
 from raystudy.findings.advice import plan as advise
 from raystudy.findings.answer import Importance, Share
-from raystudy.findings.best_region import divergences, top_share
+from raystudy.findings.best_region import divergences
 from raystudy.findings.curves import Floats
 from raystudy.findings.design import Design
 from raystudy.findings.effects import Reading, along_epochs, effects, pairs
 from raystudy.findings.fitting import Fitted, Posterior, fit
 from raystudy.findings.indices import Drawn, draw_indices, put_together
-from raystudy.findings.measure import Measure, parse_region
 from raystudy.findings.observations import Observations, observe
+from raystudy.findings.question import NULL_FACTOR, Question, asked
 from raystudy.findings.selfcheck import leave_one_out, self_check
-from raystudy.findings.verdict import RESOLUTION, interval, noise_floor, shares
+from raystudy.findings.verdict import MOST_OPEN, RESOLUTION, doubted, interval, noise_floor, open_share, shares
 from raystudy.spec import Factor
 
-NULL_FACTOR = "(null factor)"
-"""The name of the built-in factor that nothing reads."""
 FEWEST_TRIALS = 12
 """Trials with a report below which nothing is said."""
 FEWEST_AT_END = 3
@@ -34,74 +31,6 @@ FEWEST_AT_END = 3
 _BASE, _LARGE = 256, 2048
 """Base configurations for all draws, and for one function that corrects their integration error."""
 _FEWEST_TROUBLED = 3
-
-
-@dataclass(frozen=True, slots=True)
-class _Question:
-    """What is asked, checked.
-
-    Attributes:
-        metric: what is explained.
-        mode: max or min.
-        budget: T.
-        at: the epoch.
-        seed: of everything drawn.
-        region: the part of the distribution, in words.
-        top: the share of best configurations that is asked about, None for shares of the variance.
-        roles: of the factors, where known.
-        plan: whether to say what would settle what is open.
-        details: whether interactions, effects and the course over epochs are wanted.
-        whole: all declared factors and the null factor.
-        measure: the part of their distribution that is asked about.
-    """
-
-    metric: str
-    mode: str
-    budget: int
-    at: int
-    seed: int
-    region: str
-    top: float | None
-    roles: Mapping[str, str]
-    plan: bool
-    details: bool
-    whole: Measure
-    measure: Measure
-
-    @property
-    def factors(self) -> list[str]:
-        """The declared factors."""
-        return [name for name in self.whole.names if name != NULL_FACTOR]
-
-    @property
-    def varying(self) -> list[str]:
-        """The factors whose shares are asked for."""
-        return [name for name in self.measure.varying if name != NULL_FACTOR]
-
-    def empty(self, observed: Observations, notes: tuple[str, ...]) -> Importance:
-        """Return the answer that has no numbers."""
-        unknown = [
-            Share(
-                factors=(name,), first_order=None, total=None, probability_first=None, verdict="not identified", reason=notes[0]
-            )
-            for name in self.factors
-        ]
-        return Importance(**self._frame(observed), notes=notes, shares=tuple(unknown))
-
-    def _frame(self, observed: Observations) -> dict[str, Any]:
-        completed = np.unique(observed.trial[observed.epochs == self.budget])
-        return {
-            "metric": self.metric,
-            "mode": self.mode,
-            "budget": self.budget,
-            "at": self.at,
-            "region": self.region,
-            "of_best": self.top is not None,
-            "n_trials": len(observed.reporting),
-            "n_completed": len(completed),
-            "n_reports": len(observed.values),
-            "n_diverged": int(observed.troubled.sum()),
-        }
 
 
 def importance(
@@ -146,45 +75,13 @@ def importance(
     Raises:
         InputError: wrong arguments, or a table that does not hold what it must.
     """
-    question = _asked(factors, metric, budget, mode, at, seed, given, within, roles or {}, plan, details)
+    question = asked(factors, metric, budget, mode, at, seed, given, within, roles or {}, plan, details)
     observed = observe(reports, question.whole, metric=metric, budget=budget, extra=NULL_FACTOR)
     answer = _answer(question, observed)
     return answer.model_copy(update={"trouble": _trouble(question, observed)})
 
 
-def _asked(
-    factors: Mapping[str, Factor | Mapping[str, Any]],
-    metric: str,
-    budget: int,
-    mode: str,
-    at: int | None,
-    seed: int,
-    given: Mapping[str, Scalar] | None,
-    within: str | None,
-    roles: Mapping[str, str],
-    plan: bool,
-    details: bool,
-) -> _Question:
-    problems = []
-    if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
-        problems.append(Problem("budget", f"got {budget!r}", "a whole number of epochs, at least 1"))
-    elif at is not None and not 1 <= at <= budget:
-        problems.append(Problem("at", f"got {at!r}", f"an epoch from 1 to {budget}, the budget"))
-    if mode not in ("max", "min"):
-        problems.append(Problem("mode", f"got {mode!r}", "max or min"))
-    if not factors:
-        problems.append(Problem("factors", "is empty", "at least one factor"))
-    if problems:
-        raise InputError(problems)
-    whole = Measure.of({**factors, NULL_FACTOR: {"uniform": [0.0, 1.0]}})
-    top = top_share(within)
-    measure = whole.given(given) if given else whole
-    measure = parse_region(within, measure) if within and top is None else measure
-    words = [f"{name}={value}" for name, value in (given or {}).items()] + ([within] if within else [])
-    return _Question(metric, mode, budget, at or budget, seed, ", ".join(words), top, roles, plan, details, whole, measure)
-
-
-def _answer(question: _Question, observed: Observations) -> Importance:
+def _answer(question: Question, observed: Observations) -> Importance:
     """Return the answer without the second outcome."""
     if reason := _hopeless(question, observed):
         return question.empty(observed, (reason,))
@@ -192,11 +89,11 @@ def _answer(question: _Question, observed: Observations) -> Importance:
     if all(name in constant for name in question.varying):
         return question.empty(observed, ("No factor has more than one value among the trials: nothing can be compared.",))
     # What never varied is taken as it was: the shares of the others are those at its value.
-    asked = replace(question, measure=question.measure.given(constant)) if constant else question
-    return _explained(asked, observed, constant)
+    narrowed = replace(question, measure=question.measure.given(constant)) if constant else question
+    return _explained(narrowed, observed, constant)
 
 
-def _hopeless(question: _Question, observed: Observations) -> str:
+def _hopeless(question: Question, observed: Observations) -> str:
     """Return why nothing can be said, empty if something can."""
     reporting, values, at = len(observed.reporting), observed.values, question.at
     if not len(observed.trials):
@@ -218,7 +115,7 @@ def _hopeless(question: _Question, observed: Observations) -> str:
     return ""
 
 
-def _never_varied(question: _Question, observed: Observations) -> dict[str, Scalar]:
+def _never_varied(question: Question, observed: Observations) -> dict[str, Scalar]:
     """Return the factors that have one value only among the reporting trials, with that value."""
     seen = observed.of(observed.reporting)
     found: dict[str, Scalar] = {}
@@ -231,7 +128,7 @@ def _never_varied(question: _Question, observed: Observations) -> dict[str, Scal
     return found
 
 
-def _explained(question: _Question, observed: Observations, constant: Mapping[str, Scalar]) -> Importance:
+def _explained(question: Question, observed: Observations, constant: Mapping[str, Scalar]) -> Importance:
     reporting = observed.of(observed.reporting)
     fitted = fit(reporting, tuple(axis.columns for axis in question.whole.axes), question.budget, question.seed)
     design = Design.of(question.measure, _BASE, question.seed)
@@ -239,6 +136,10 @@ def _explained(question: _Question, observed: Observations, constant: Mapping[st
     drawn, error = _drawn(fitted, posterior, question, design)
     floor = noise_floor(drawn, NULL_FACTOR)
     found = _shares(question, fitted, posterior, design, drawn, floor)
+    left_open = open_share(drawn)
+    doubt = _doubt(question, left_open)
+    if doubt:
+        found = [doubted(share, doubt) for share in found]
     check = self_check(leave_one_out(fitted, reporting), _null_share(drawn), question.metric)
     names = [share.name for share in found]
     unknown = [
@@ -254,11 +155,12 @@ def _explained(question: _Question, observed: Observations, constant: Mapping[st
     ]
     noise = drawn.noise / (drawn.noise + drawn.variance)
     answer = Importance(
-        **question._frame(observed),
-        notes=tuple(_notes(question, reporting, fitted, constant)),
+        **question.frame(observed),
+        notes=(*([doubt] if doubt else []), *_notes(question, reporting, fitted, constant)),
         shares=(*found, *unknown),
         check=check,
         noise_share=float(noise @ drawn.weights),
+        open_share=left_open,
         integration_error=error,
         scale=fitted.response.scale,
         plan=advise(drawn, found, design, len(reporting.trials), NULL_FACTOR) if question.plan else None,
@@ -270,12 +172,22 @@ def _explained(question: _Question, observed: Observations, constant: Mapping[st
     if question.top:
         return answer.model_copy(update={"effects": effects_of})
     interactions, surfaces = pairs(reading, drawn, floor[1], names)
+    if doubt:
+        interactions, surfaces = [doubted(share, doubt) for share in interactions], []
     course = along_epochs(reading, found, floor[0])
     more = {"effects": effects_of, "pairs": tuple(interactions), "surfaces": tuple(surfaces), "epochs": tuple(course)}
     return answer.model_copy(update=more)
 
 
-def _drawn(fitted: Fitted, posterior: Posterior, question: _Question, design: Design) -> tuple[Drawn, float]:
+def _doubt(question: Question, left_open: float) -> str:
+    """Return why no share is identified although each has a narrow enough interval, empty if all is well."""
+    if left_open <= MOST_OPEN:
+        return ""
+    what = f"The trials leave {left_open:.0%} of the variance of {question.metric} at epoch {question.at} open"
+    return f"{what}: in too much of the space none got there; more trials or a larger early_stopping.keep help."
+
+
+def _drawn(fitted: Fitted, posterior: Posterior, question: Question, design: Design) -> tuple[Drawn, float]:
     """Return the posterior draws of everything, corrected for the integration error, and the error that is left.
 
     All draws are read at the same few configurations; one of them also at many more. The difference that this makes to its
@@ -300,7 +212,7 @@ def _standard_error(parts: Floats) -> float:
 
 
 def _shares(
-    question: _Question, fitted: Fitted, posterior: Posterior, design: Design, drawn: Drawn, floor: tuple[float, float]
+    question: Question, fitted: Fitted, posterior: Posterior, design: Design, drawn: Drawn, floor: tuple[float, float]
 ) -> list[Share]:
     active = {name: question.measure.share_active(name) for name in question.varying if question.whole.axis(name).when}
     found = shares(drawn, question.varying, active, floor)
@@ -325,7 +237,7 @@ def _same(name: str, value: Scalar) -> str:
     return f"all trials have {name}={value}"
 
 
-def _notes(question: _Question, observed: Observations, fitted: Fitted, constant: Mapping[str, Scalar]) -> Iterator[str]:
+def _notes(question: Question, observed: Observations, fitted: Fitted, constant: Mapping[str, Scalar]) -> Iterator[str]:
     for name, value in constant.items():
         yield f"All trials have {name}={value}: its share is not known, and the others' are those at this value."
     if len(fitted.trials) < len(observed.trials):
@@ -333,7 +245,7 @@ def _notes(question: _Question, observed: Observations, fitted: Fitted, constant
     yield from _unsupported(question, observed)
 
 
-def _unsupported(question: _Question, observed: Observations) -> Iterator[str]:
+def _unsupported(question: Question, observed: Observations) -> Iterator[str]:
     """Yield the values that no trial has, or none that got near the epoch asked about: there the answer is extrapolated."""
     furthest = np.zeros(len(observed.trials))
     np.maximum.at(furthest, observed.trial, observed.epochs)
@@ -349,7 +261,7 @@ def _unsupported(question: _Question, observed: Observations) -> Iterator[str]:
                 yield f"No trial with {name}={level} got beyond epoch {reached:.0f}: what it would reach is extrapolated."
 
 
-def _trouble(question: _Question, observed: Observations) -> Importance | None:
+def _trouble(question: Question, observed: Observations) -> Importance | None:
     """Return which factors decide whether a trial diverges or fails; None where too few did, or did not, to say."""
     troubled = int(observed.troubled.sum())
     total = len(observed.trials)
@@ -362,14 +274,14 @@ def _trouble(question: _Question, observed: Observations) -> Importance | None:
         values=observed.troubled.astype(float),
         troubled=np.zeros(total, dtype=bool),
     )
-    asked = replace(question, metric="trouble", mode="min", budget=1, at=1, top=None, plan=False)
-    constant = _never_varied(asked, outcome)
-    if all(name in constant for name in asked.varying):
+    second = replace(question, metric="trouble", mode="min", budget=1, at=1, top=None, plan=False)
+    constant = _never_varied(second, outcome)
+    if all(name in constant for name in second.varying):
         return None
-    asked = replace(asked, measure=asked.measure.given(constant)) if constant else asked
-    fitted = fit(outcome, tuple(axis.columns for axis in asked.whole.axes), 1, asked.seed, scale="identity")
-    design = Design.of(asked.measure, _BASE, asked.seed)
+    second = replace(second, measure=second.measure.given(constant)) if constant else second
+    fitted = fit(outcome, tuple(axis.columns for axis in second.whole.axes), 1, second.seed, scale="identity")
+    design = Design.of(second.measure, _BASE, second.seed)
     posterior = fitted.draws()
-    drawn, error = _drawn(fitted, posterior, asked, design)
-    found = _shares(asked, fitted, posterior, design, drawn, noise_floor(drawn, NULL_FACTOR))
-    return Importance(**asked._frame(outcome), shares=tuple(found), integration_error=error)
+    drawn, error = _drawn(fitted, posterior, second, design)
+    found = _shares(second, fitted, posterior, design, drawn, noise_floor(drawn, NULL_FACTOR))
+    return Importance(**second.frame(outcome), shares=tuple(found), integration_error=error)

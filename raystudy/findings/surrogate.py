@@ -255,6 +255,11 @@ class Surrogate:
         with torch.no_grad():
             return np.array(self._assemble(*self._parts()))
 
+    def solve(self, vector: Floats, right: Floats) -> Floats:
+        """Return C⁻¹ B for the covariance C of the rows at hyperparameters and B, shape (rows, columns)."""
+        lower = psd_safe_cholesky(torch.as_tensor(self.covariance(vector)))
+        return np.array(torch.cholesky_solve(torch.as_tensor(right), lower))
+
     def hyperparameters(self, vector: Floats) -> Hyperparameters:
         """Return hyperparameters as plain arrays."""
         self._set(vector)

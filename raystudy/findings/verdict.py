@@ -14,6 +14,8 @@ MATTERS = 0.05
 """The total index from which on a factor counts as important."""
 WIDEST = 0.3
 """Width of a first-order interval above which nothing is said of a factor."""
+MOST_OPEN = 0.1
+"""Share of the metric's variance that may be left open: above, too few trials got near the end in too much of the space."""
 RESOLUTION = 0.005
 """Share that is not told from none even where the null factor's is smaller: the integration error of a typical design."""
 
@@ -92,6 +94,24 @@ def _verdict(first: Interval, probability: float) -> tuple[Verdict, str]:
     if first.width > WIDEST:
         return "not identified", f"its share is anywhere from {first.low:.0%} to {first.high:.0%}"
     return ("important" if probability >= 0.5 else "minor"), ""
+
+
+def open_share(drawn: Drawn) -> float:
+    """Return the mean variance between the functions at a configuration, as a share of the variance of a function.
+
+    Intervals rest on the surrogate's idea of how effects carry over from where trials got to the end to where none did. Where
+    this share is large, much of the answer is that idea: replaying ASHA on whole curves, errors beyond the intervals were seen
+    from about 0.12 on.
+    """
+    mean = drawn.weights @ drawn.values
+    between = float((drawn.weights @ (drawn.values - mean) ** 2).mean())
+    whole = float(drawn.variance @ drawn.weights)
+    return between / whole if whole > 0 else 0.0
+
+
+def doubted(share: Share, reason: str) -> Share:
+    """Return a share with the verdict that nothing is known, for a reason that concerns the whole answer."""
+    return share.model_copy(update={"verdict": "not identified", "reason": reason})
 
 
 def pair_share(factors: tuple[str, str], values: Floats, weights: Floats, floor: float) -> Share:
