@@ -251,7 +251,7 @@ def step() -> Curves:
     """The last two frozen depths lose much."""
 
     def curve(columns: Columns, epochs: Floats) -> Floats:
-        return _smooth(_log_law)(columns, epochs) - 4.0 * (columns["frozen_depth"] >= 17)[:, None]
+        return np.asarray(_smooth(_log_law)(columns, epochs) - 4.0 * (columns["frozen_depth"] >= 17)[:, None])
 
     return Curves("step", curve, _constant_noise)
 

@@ -124,9 +124,9 @@ def _quantile(form: Mapping[str, Any], u: Floats) -> NDArray[Any]:
         return np.asarray(low + u * (high - low))
     if "log_uniform" in form:
         low, high = form["log_uniform"]
-        return np.clip(low * (high / low) ** u, low, high)
+        return np.asarray(np.clip(low * (high / low) ** u, low, high))
     found = levels(form)
-    return found[np.minimum((u * len(found)).astype(int), len(found) - 1)]
+    return np.asarray(found[np.minimum((u * len(found)).astype(int), len(found) - 1)])
 
 
 def place(form: Mapping[str, Any], values: NDArray[Any]) -> Floats:
@@ -140,7 +140,7 @@ def place(form: Mapping[str, Any], values: NDArray[Any]) -> Floats:
 
 def level_of(form: Mapping[str, Any], values: NDArray[Any]) -> NDArray[np.intp]:
     """Return the number of the level of each of `values`, for `int` and `choice`."""
-    return (values[:, None] == levels(form)).argmax(axis=1)
+    return np.asarray((values[:, None] == levels(form)).argmax(axis=1))
 
 
 def reports(columns: Columns, trials: NDArray[np.int64], values: Mapping[str, Any]) -> pa.Table:
@@ -238,7 +238,7 @@ def _key(text: str) -> Key:
 def _basis(form: Mapping[str, Any], degree: int, values: NDArray[Any]) -> Floats:
     if "int" in form or "choice" in form:
         number = level_of(form, values)
-        return _level_basis(len(levels(form)), "int" in form)[number, degree]
+        return np.asarray(_level_basis(len(levels(form)), "int" in form)[number, degree])
     return np.asarray(math.sqrt(2 * degree + 1) * eval_legendre(degree, 2 * place(form, values) - 1))
 
 
@@ -282,7 +282,8 @@ def sobol_g(a: Sequence[float] = (0, 1, 4.5, 9, 99, 99, 99, 99)) -> Truth:
     parts = {names: math.prod(own[name] for name in names) for names in _subsets(list(factors))}
 
     def value(x: Columns) -> Floats:
-        return np.prod([(np.abs(4 * x[name] - 2) + one) / (1 + one) for name, one in zip(factors, a, strict=True)], axis=0)
+        parts_of = [(np.abs(4 * x[name] - 2) + one) / (1 + one) for name, one in zip(factors, a, strict=True)]
+        return np.asarray(np.prod(parts_of, axis=0))
 
     return Truth.of("Sobol g", factors, value, Indices.of(factors, parts))
 
@@ -291,10 +292,10 @@ def linear(c: Sequence[float] = (5, 4, 3, 2, 1)) -> Truth:
     """Σ c_i x_i on the unit cube: V_i = c_i² / 12 and no interaction."""
     slopes = {f"x{i + 1}": slope for i, slope in enumerate(c)}
     factors = _uniform(list(slopes))
-    parts = {(name,): slope**2 / 12 for name, slope in slopes.items()}
+    parts: Parts = {(name,): slope**2 / 12 for name, slope in slopes.items()}
 
     def value(x: Columns) -> Floats:
-        return np.sum([slope * x[name] for name, slope in slopes.items()], axis=0)
+        return np.asarray(np.sum([slope * x[name] for name, slope in slopes.items()], axis=0))
 
     return Truth.of("linear", factors, value, Indices.of(factors, parts))
 
@@ -361,7 +362,7 @@ def log_measure() -> Truth:
     """1(lr < 1e-3) + x: lr is uniform on the logarithm, so that the step is at its median; V = ¼ and 1/12."""
     factors: Factors = {"learning_rate": {"log_uniform": [1e-5, 1e-1]}, "x": {"uniform": [0.0, 1.0]}}
     below = float(place(factors["learning_rate"], np.array([1e-3]))[0])
-    parts = {("learning_rate",): below * (1 - below), ("x",): 1 / 12}
+    parts: Parts = {("learning_rate",): below * (1 - below), ("x",): 1 / 12}
 
     def value(x: Columns) -> Floats:
         return np.asarray((x["learning_rate"] < 1e-3) + x["x"])

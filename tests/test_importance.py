@@ -1,203 +1,328 @@
-"""What is refused, what is not answered, and the arithmetic below the surrogate: nothing here fits anything."""
+"""`raystudy.importance` as a function of a table: right where the truth is known, and silent where nothing can be said."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from truths import METRIC, Truth, conditional, ishigami, linear, log_measure
 
 from raystudy.errors import InputError
-from raystudy.findings.answer import Importance
-from raystudy.findings.best_region import top_share
-from raystudy.findings.curves import compress, features
-from raystudy.findings.effects import milestones
-from raystudy.findings.importance import importance
-from raystudy.findings.response import Response, scales
-from raystudy.findings.verdict import MASS, interval
+from raystudy.findings.answer import Importance, Interval
+from raystudy.findings.importance import FEWEST_TRIALS, importance
+from raystudy.findings.question import NULL_FACTOR
+from raystudy.findings.selfcheck import LeftOut, self_check
 
-FACTORS: dict[str, Any] = {"lr": {"log_uniform": [1e-5, 1e-1]}, "optimizer": {"choice": ["sgd", "adamw"]}}
+FACTORS: dict[str, Any] = {
+    "lr": {"log_uniform": [1e-4, 1e-1]},
+    "opt": {"choice": ["sgd", "adam", "adamw"]},
+    "drop": {"uniform": [0.0, 0.5]},
+}
+LINEAR = linear((3, 2, 1))
 
 
-def table(n: int, *, epochs: int = 3, last: int | None = None, seed: int = 0, **columns: Any) -> pa.Table:
-    """Return reports of `n` trials up to epoch `last`, with a metric that depends on the learning rate."""
+def ask(reports: pa.Table, factors: dict[str, Any] = FACTORS, **more: Any) -> Importance:
+    settings: dict[str, Any] = {"metric": "m", "budget": 9, "details": False} | more
+    return importance(reports, factors, **settings)
+
+
+def first_orders(answer: Importance) -> dict[str, float]:
+    return {share.name: share.first_order.value for share in answer.shares if share.first_order is not None}
+
+
+def configs(n: int, seed: int = 0) -> dict[str, list[Any]]:
     random = np.random.default_rng(seed)
-    lr, optimizer = 10 ** random.uniform(-5, -1, n), random.choice(["sgd", "adamw"], n)
-    trial, epoch = np.repeat(np.arange(n), last or epochs), np.tile(np.arange(1, (last or epochs) + 1), n)
-    made = {
-        "trial_id": [f"t{number}" for number in trial],
-        "epoch": epoch,
-        "accuracy": 0.2 + 0.1 * epoch - 0.05 * np.log10(lr[trial]) + 0.001 * random.standard_normal(len(trial)),
-        "lr": lr[trial],
-        "optimizer": optimizer[trial],
+    names = ["sgd", "adam", "adamw"]
+    return {
+        "lr": (1e-4 * 1000 ** random.random(n)).tolist(),
+        "opt": [names[i] for i in random.permutation(np.arange(n) % 3)],
+        "drop": (0.5 * random.random(n)).tolist(),
     }
-    return pa.table(made | columns)
 
 
-def ask(reports: pa.Table, **more: Any) -> Importance:
-    return importance(reports, more.pop("factors", FACTORS), **{"metric": "accuracy", "budget": 3, **more})
+def lr_place(values: list[float]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    return np.asarray(np.log(np.array(values) / 1e-4) / np.log(1000))
 
 
-def no_bars(answer: Importance) -> str:
-    """Check that nothing is said in numbers; return what is said in words."""
-    assert answer.shares
-    assert all(
-        share.verdict == "not identified" and share.first_order is None and share.total is None for share in answer.shares
-    )
-    assert answer.table().column("first_order").null_count == len(answer.shares)
-    return answer.notes[0]
+def table(given: dict[str, list[Any]], epochs: int = 1, last: int = 9, **more: list[Any]) -> pa.Table:
+    """Return reports of epochs `last` - `epochs` + 1 to `last`, one trial per configuration: mostly the learning rate."""
+    n = len(given["lr"])
+    value = 2 * lr_place(given["lr"]) + np.where(np.array(given["opt"]) == "adam", 0.6, 0.0)
+    rows = [(trial, epoch) for trial in range(n) for epoch in range(last - epochs + 1, last + 1)]
+    columns: dict[str, Any] = {"trial_id": [f"t{trial}" for trial, _ in rows], "epoch": [epoch for _, epoch in rows]}
+    columns["m"] = [float(value[trial]) - 0.1 * (9 - epoch) for trial, epoch in rows]
+    columns |= {name: [values[trial] for trial, _ in rows] for name, values in (given | more).items()}
+    return pa.table(columns)
 
 
-def test_few_trials_are_too_few() -> None:
-    assert "8 trials are too few" in no_bars(ask(table(8)))
-
-
-def test_a_constant_metric_has_no_variance() -> None:
-    assert no_bars(ask(table(20, accuracy=[0.5] * 60))) == "accuracy is 0.5 in every report: there is no variance to explain."
-
-
-def test_no_report_at_all() -> None:
-    assert no_bars(ask(table(20).slice(0, 0))) == "There are no trials yet."
-
-
-def test_all_diverged() -> None:
-    answer = ask(table(20, accuracy=[float("nan")] * 60, state=["diverged"] * 60))
-    assert no_bars(answer).startswith("All trials diverged or failed before a report")
-    assert answer.n_diverged == 20
-
-
-def test_without_states_a_metric_that_is_no_number_is_trouble() -> None:
-    assert ask(table(20, accuracy=[float("nan")] * 60)).n_diverged == 20
-
-
-def test_all_pruned_at_the_first_rung() -> None:
-    said = no_bars(ask(table(40, last=1)))
-    assert said == "No trial reached epoch 3 (the furthest got to 1): what matters there would be guessed."
-
-
-def test_two_at_the_end_are_not_enough() -> None:
-    reports = pa.concat_tables([table(40, last=1), table(2, seed=1).set_column(0, "trial_id", pa.array(["a"] * 3 + ["b"] * 3))])
-    assert no_bars(ask(reports)).startswith("Only 2 trials reached epoch 3")
-
-
-def test_factors_that_were_never_varied() -> None:
-    assert "No factor has more than one value" in no_bars(ask(table(20, lr=[1e-3] * 60, optimizer=["sgd"] * 60)))
+def with_column(reports: pa.Table, name: str, values: Any) -> pa.Table:
+    return reports.set_column(reports.column_names.index(name), name, pa.array(values))
 
 
 @pytest.mark.parametrize(
-    ("change", "more", "said"),
+    ("truth", "n"),
+    [(ishigami(), 128), (log_measure(), 64), (conditional(), 64)],
+    ids=["ishigami", "log measure", "conditional"],
+)
+def test_known_truths(truth: Truth, n: int) -> None:
+    answer = importance(truth.sample(n, 1), truth.factors, metric=METRIC, budget=1, details=False)
+    assert first_orders(answer) == pytest.approx(truth.first_order, abs=0.05)
+    totals = {share.name: share.total.value for share in answer.shares if share.total}
+    assert totals == pytest.approx(truth.total, abs=0.06)
+    assert answer.check is not None
+    assert answer.check.passed
+    assert NULL_FACTOR not in first_orders(answer)
+
+
+def test_a_single_factor_is_all_there_is() -> None:
+    x = np.linspace(0.01, 0.99, 20)
+    reports = pa.table({"trial_id": np.arange(20), "epoch": np.ones(20, int), "m": x**2, "x": x})
+    answer = ask(reports, {"x": {"uniform": [0, 1]}}, budget=1)
+    assert first_orders(answer)["x"] == pytest.approx(1, abs=0.02)
+    assert answer.shares[0].verdict == "important"
+    assert answer.shares[0].probability_first == pytest.approx(1)
+
+
+def empty() -> pa.Table:
+    return table(configs(1)).slice(0, 0)
+
+
+def flat(n: int = 20) -> pa.Table:
+    return with_column(table(configs(n)), "m", [0.5] * n)
+
+
+def diverged(n: int = 20) -> pa.Table:
+    return with_column(table(configs(n), state=["diverged"] * n), "m", [float("nan")] * n)
+
+
+def nothing_finite(n: int = 20) -> pa.Table:
+    return with_column(table(configs(n), state=["running"] * n), "m", [float("inf")] * n)
+
+
+def without_reports(n: int = 20) -> pa.Table:
+    both = with_column(table(configs(n), state=["running"] * n), "epoch", pa.nulls(n, pa.int64()))
+    return with_column(both, "m", pa.nulls(n, pa.float64()))
+
+
+def never_varied(n: int = 20) -> pa.Table:
+    reports = table({"lr": [0.01] * n, "opt": ["sgd"] * n, "drop": [0.1] * n})
+    return with_column(reports, "m", np.random.default_rng(0).random(n))
+
+
+@pytest.mark.parametrize(
+    ("reports", "sentence"),
     [
-        ({"epoch": [0, 2, 3] * 20}, {}, "reports.epoch: trial t0: got 0"),
-        ({"epoch": [1, 2, 2] * 20}, {}, "trial t0 reports epoch 2 twice"),
-        ({"epoch": [1, 2, 4] * 20}, {}, "a whole number from 1 to 3, the budget"),
-        ({"lr": np.geomspace(1e-5, 1e-1, 60)}, {}, "a factor has one value throughout a trial"),
-        ({"lr": [10.0] * 60}, {}, "10"),
-        ({"optimizer": ["lion"] * 60}, {}, "lion"),
-        ({"accuracy": ["good"] * 60}, {}, "a metric is a number"),
-        ({}, {"metric": "loss"}, "has no column 'loss'"),
-        ({}, {"at": 4}, "an epoch from 1 to 3"),
-        ({}, {"mode": "best"}, "max or min"),
-        ({}, {"budget": 0}, "a whole number of epochs"),
-        ({}, {"factors": {}}, "at least one factor"),
-        ({}, {"given": {"momentum": 0.9}}, "momentum"),
-        ({}, {"within": "top 90%"}, "at most 50 %"),
-        ({}, {"within": "momentum<1"}, "momentum"),
+        (lambda: table(configs(8), epochs=9), f"8 trials are too few to tell factors apart: it takes at least {FEWEST_TRIALS}"),
+        (flat, "m is 0.5 in every report: there is no variance to explain."),
+        (diverged, "All trials diverged or failed before a report: m is not known for any."),
+        (lambda: table(configs(20), last=1), "No trial reached epoch 9 (the furthest got to 1)"),
+        (never_varied, "No factor has more than one value among the trials: nothing can be compared."),
+        (empty, "There are no trials yet."),
+        (nothing_finite, "No trial has reported yet: m is not known for any."),
+        (without_reports, "No trial has reported yet: m is not known for any."),
+    ],
+    ids=["8 trials", "constant", "all diverged", "all pruned", "never varied", "empty", "not finite", "no reports"],
+)
+def test_where_nothing_can_be_said_there_is_a_sentence_and_no_number(reports: Callable[[], pa.Table], sentence: str) -> None:
+    for details in (False, True):
+        answer = ask(reports(), details=details, plan=details)
+        assert answer.notes[0].startswith(sentence)
+        assert sentence in str(answer)
+        assert [share.name for share in answer.shares] == list(FACTORS)
+        for share in answer.shares:
+            assert share.verdict == "not identified"
+            assert share.reason == answer.notes[0]
+            assert (share.first_order, share.total, share.probability_first, share.within_active) == (None,) * 4
+        assert (answer.pairs, answer.effects, answer.surfaces, answer.epochs) == ((), (), (), ())
+        assert (answer.check, answer.noise_share, answer.open_share, answer.trouble) == (None,) * 4
+        assert Importance.from_dict(answer.to_dict()) == answer
+
+
+def test_few_that_reached_the_end_are_counted() -> None:
+    reports = pa.concat_tables([table(configs(20), last=3), table(configs(20)).slice(0, 2)])
+    assert ask(reports).notes[0].startswith("Only 2 trials reached epoch 9 (the furthest got to 9)")
+
+
+def test_a_factor_that_never_varied_has_no_share() -> None:
+    answer = ask(table(configs(24) | {"drop": [0.25] * 24}, last=1), budget=1)
+    (unknown,) = [share for share in answer.shares if share.name == "drop"]
+    assert unknown.first_order is unknown.total is None
+    assert (unknown.verdict, unknown.reason) == ("not identified", "all trials have drop=0.25")
+    assert "All trials have drop=0.25: its share is not known, and the others' are those at this value." in answer.notes
+    assert answer.shares[0].name == "lr"
+
+
+def test_a_level_that_was_never_tried_is_said_to_be_a_guess() -> None:
+    given = configs(24)
+    given["opt"] = ["sgd" if name == "adamw" else name for name in given["opt"]]
+    answer = ask(table(given, last=1), budget=1)
+    assert "No trial has opt=adamw: what is said of it is a guess." in answer.notes
+    (share,) = [share for share in answer.shares if share.name == "opt"]
+    assert share.first_order is not None
+    assert share.first_order.width > 0.02, "the level that nobody tried leaves its share open"
+
+
+def test_a_level_that_never_got_far_is_said_to_be_extrapolated() -> None:
+    given = configs(24)
+    whole = table(given, epochs=9)
+    keep = [
+        not (opt == "adamw" and epoch > 2)
+        for opt, epoch in zip(whole["opt"].to_pylist(), whole["epoch"].to_pylist(), strict=True)
+    ]
+    answer = ask(whole.filter(pa.array(keep)))
+    assert any(note.startswith("No trial with opt=adamw got beyond epoch 2") for note in answer.notes)
+
+
+GOOD = table(configs(3), epochs=2)
+
+
+@pytest.mark.parametrize(
+    ("reports", "more", "texts"),
+    [
+        (GOOD.drop_columns(["lr", "m"]), {}, ["has no column 'lr'", "has no column 'm'"]),
+        (with_column(GOOD, "epoch", [0, 9, 8, 9, 8, 9]), {}, ["trial t0: got 0", "a whole number from 1 to 9, the budget"]),
+        (with_column(GOOD, "epoch", [8, 10, 8, 9, 8, 9]), {}, ["trial t0: got 10"]),
+        (with_column(GOOD, "epoch", [9, 9, 8, 9, 8, 9]), {}, ["trial t0 reports epoch 9 twice"]),
+        (with_column(GOOD, "drop", [0.1, 0.2] * 3), {}, ["trial t0 has 0.1 and 0.2", "one value throughout a trial"]),
+        (with_column(GOOD, "drop", [0.7] * 6), {}, ["drop", "got 0.7", "0.0 to 0.5"]),
+        (with_column(GOOD, "opt", ["lion"] * 6), {}, ["opt", "got the text 'lion'", "expected one of sgd, adam, adamw"]),
+        (with_column(GOOD, "m", ["a"] * 6), {}, ["reports.m", "a metric is a number"]),
+        (GOOD, {"at": 10}, ["at", "got 10", "an epoch from 1 to 9, the budget"]),
+        (GOOD, {"at": 0}, ["got 0"]),
+        (GOOD, {"budget": 0}, ["budget", "at least 1"]),
+        (GOOD, {"mode": "maximise"}, ["got 'maximise'", "max or min"]),
+        (GOOD, {"factors": {}}, ["factors", "at least one factor"]),
+        (GOOD, {"given": {"lrr": 0.1}}, ["lrr", "is not a factor", "lr"]),
+        (GOOD, {"given": {"drop": 3.0}}, ["drop", "got 3.0"]),
+        (GOOD, {"within": "lrr<0.1"}, ["lrr", "is not a factor"]),
+        (GOOD, {"within": "lr<1e-9"}, ["lr", "no value is left"]),
+        (GOOD, {"within": "top 90%"}, ["within", "got 'top 90%'", "at most 50 %"]),
+        (GOOD, {"within": "top 0%"}, ["above 0 %"]),
     ],
 )
-def test_bad_arguments_are_named(change: dict[str, Any], more: dict[str, Any], said: str) -> None:
+def test_bad_input_is_named(reports: pa.Table, more: dict[str, Any], texts: list[str]) -> None:
     with pytest.raises(InputError) as caught:
-        ask(table(20, **change), **more)
-    assert said in str(caught.value)
+        ask(reports, **more)
+    for text in texts:
+        assert text in str(caught.value)
 
 
-def test_the_best_tenth_is_a_region() -> None:
-    assert top_share("top 10%") == pytest.approx(0.1)
-    assert top_share("Top 2.5 %") == pytest.approx(0.025)
-    assert top_share("lr<0.1") is None
+def test_the_same_seed_gives_the_same_answer_in_whatever_order_the_rows_are() -> None:
+    reports = table(configs(14, 3), last=1)
+    shuffled = reports.take(np.random.default_rng(0).permutation(reports.num_rows))
+    one, again, other = (ask(rows, budget=1) for rows in (reports, reports, shuffled))
+    assert one == again
+    assert first_orders(one) == pytest.approx(first_orders(other), abs=0.01)
+    assert [share.verdict for share in one.shares] == [share.verdict for share in other.shares]
 
 
-def test_asking_imports_neither_ray_nor_mlflow_nor_torch() -> None:
-    code = "import sys, raystudy; raystudy.Importance; print([m for m in ('ray', 'mlflow', 'torch') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+def test_a_factor_that_is_given_has_no_share_and_the_others_more() -> None:
+    answer = importance(LINEAR.sample(40, 1), LINEAR.factors, metric=METRIC, budget=1, details=False, given={"x1": 0.5})
+    assert first_orders(answer) == pytest.approx({"x2": 0.8, "x3": 0.2}, abs=0.05)
+    assert answer.region == "x1=0.5"
 
 
-# Learning curves
+def test_within_a_region_a_factor_matters_less() -> None:
+    answer = importance(LINEAR.sample(40, 1), LINEAR.factors, metric=METRIC, budget=1, details=False, within="x1<0.5")
+    whole = 9 / 4 + 4 + 1
+    assert first_orders(answer) == pytest.approx({"x2": 4 / whole, "x1": 9 / 4 / whole, "x3": 1 / whole}, abs=0.05)
+    assert answer.region == "x1<0.5"
 
 
-@given(st.integers(2, 100))
-def test_every_bend_vanishes_at_the_budget(budget: int) -> None:
-    assert np.allclose(features(np.array([float(budget)]), budget)[0, 1:], 0)
-    assert features(np.array([1.0]), budget)[0, 1] == pytest.approx(1)
+def test_what_sets_the_best_apart() -> None:
+    answer = importance(LINEAR.sample(40, 1), LINEAR.factors, metric=METRIC, budget=1, details=False, within="top 10%")
+    assert answer.of_best
+    assert answer.shares[0].name == "x1"
+    assert all(share.total is None for share in answer.shares)
+    assert sum(first_orders(answer).values()) <= 1.001
+    assert sum(first_orders(answer).values()) > 0.8
 
 
-@given(st.integers(1, 12), st.integers(0, 1000))
-def test_compressed_reports_have_the_likelihood_of_all_of_them(most: int, seed: int) -> None:
-    random = np.random.default_rng(seed)
-    counts = random.integers(1, most + 1, 4)
-    trial = np.repeat(np.arange(4), counts)
-    epochs = np.concatenate([np.arange(1.0, count + 1) for count in counts])
-    values = random.standard_normal(len(trial))
-    rows = compress(trial, epochs, values, 27)
-    assert _log_density(rows.trial, rows.weights, rows.target) + _rest(rows.squares, rows.freedom) == pytest.approx(
-        _log_density(trial, features(epochs, 27), values)
+def test_everything_given_leaves_nothing_to_compare() -> None:
+    answer = ask(table(configs(20)), given={"lr": 0.01, "opt": "sgd", "drop": 0.1})
+    assert answer.notes == ("No factor varies: there is nothing to compare.",)
+
+
+def test_the_factor_that_makes_trials_diverge_is_named() -> None:
+    given = configs(40, 2)
+    bad = (lr_place(given["lr"]) > 0.7).tolist()
+    reports = table(given, last=1, state=["diverged" if one else "completed" for one in bad])
+    values = [float("nan") if one else value for one, value in zip(bad, reports["m"].to_pylist(), strict=True)]
+    answer = ask(with_column(reports, "m", values), budget=1)
+    assert answer.n_diverged == sum(bad)
+    assert answer.trouble is not None
+    assert answer.trouble.shares[0].name == "lr"
+    assert first_orders(answer.trouble)["lr"] > 0.6
+
+
+def left_out(scores: list[float], kept: int = 0) -> LeftOut:
+    z = np.array(scores)
+    seen = np.linspace(0, 1, len(z))
+    return LeftOut(seen, seen + 0.01, z, np.arange(len(z)) < kept)
+
+
+NOUGHT = Interval(value=0.001, low=0.0, high=0.004)
+
+
+def test_the_self_check_passes_and_fails() -> None:
+    good = self_check(left_out([0.1] * 20), NOUGHT, "m")
+    assert good.passed
+    assert good.coverage_90 == 1
+    bad = self_check(left_out([0.1] * 13 + [4.0] * 7), NOUGHT, "m")
+    assert not bad.passed
+    assert bad.sentences[0] == "13 of 20 left-out results lie inside their 90 % bands, too few: the model of m does not fit."
+    holdouts = self_check(left_out([5.0] * 6 + [0.1] * 200, kept=6), NOUGHT, "m")
+    assert not holdouts.passed
+    assert holdouts.sentences[0].startswith("0 of 6 trials that early stopping would have stopped")
+    noisy = self_check(left_out([0.1] * 20), Interval(value=0.05, low=0.03, high=0.09), "m")
+    assert not noisy.passed
+    assert noisy.sentences[0].startswith("A factor that does nothing gets 3.0% to 9.0%")
+    assert self_check(left_out([]), NOUGHT, "m").passed
+
+
+def test_finals_that_nothing_predicts_are_not_explained() -> None:
+    """Smooth curves whose last values are exchanged between trials: either the check fails, or no curve is believed."""
+    reports = table(configs(24, 4), epochs=4)
+    values = np.array(reports["m"].to_pylist())
+    at_end = np.array(reports["epoch"].to_pylist()) == 9
+    values[at_end] = np.random.default_rng(1).permutation(values[at_end])
+    answer = ask(with_column(reports, "m", values))
+    assert answer.check is not None
+    assert answer.loo_r2 is not None
+    assert not answer.check.passed or answer.loo_r2 < 0.3
+
+
+def test_permuted_results_have_no_important_factor() -> None:
+    reports = LINEAR.sample(40, 1)
+    values = np.random.default_rng(5).permutation(reports[METRIC].to_numpy())
+    answer = importance(with_column(reports, METRIC, values), LINEAR.factors, metric=METRIC, budget=1, details=False)
+    for share in answer.shares:
+        assert share.verdict != "important" or share.first_order is None or share.first_order.low <= 0.1
+    assert answer.loo_r2 is not None
+    assert answer.loo_r2 < 0.3
+
+
+def test_mode_turns_the_best_level_round_and_no_share() -> None:
+    reports = table(configs(16), last=1)
+    high, low = (ask(reports, budget=1, mode=mode, details=True) for mode in ("max", "min"))
+    assert high.shares == low.shares
+    best = [{effect.factor: effect.best.value for effect in answer.effects} for answer in (high, low)]
+    assert best[0]["opt"] == "adam"
+    assert best[1]["opt"] != "adam"
+    assert float(best[0]["lr"]) > 0.05
+    assert float(best[1]["lr"]) < 2e-4
+    assert low.to_dict()["mode"] == "min"
+
+
+def test_nothing_here_needs_ray_or_mlflow() -> None:
+    program = (
+        "import sys; from raystudy.findings.importance import importance\n"
+        "print(sorted({'ray', 'mlflow', 'optuna', 'torchvision', 'timm'} & set(sys.modules)))"
     )
-
-
-def _log_density(trial: Any, weights: Any, values: Any, noise: float = 0.3) -> float:
-    """Return the log density of values whose coefficients are standard normal, correlated 0.5 between trials."""
-    between = np.where(np.equal.outer(trial, trial), 1.0, 0.5)
-    covariance = between * (weights @ weights.T) + noise**2 * np.eye(len(values))
-    _, log = np.linalg.slogdet(2 * np.pi * covariance)
-    return float(-0.5 * (log + values @ np.linalg.solve(covariance, values)))
-
-
-def _rest(squares: Any, freedom: Any, noise: float = 0.3) -> float:
-    return float(-0.5 * (squares / noise**2 + freedom * np.log(2 * np.pi * noise**2)).sum())
-
-
-def test_milestones_grow_by_about_three() -> None:
-    assert milestones(27) == [1, 3, 9, 27]
-    assert milestones(1) == [1]
-    assert milestones(10)[0] == 1
-    assert milestones(10)[-1] == 10
-
-
-# Scales and intervals
-
-
-@given(st.lists(st.floats(0.01, 0.99), min_size=2, max_size=20, unique=True))
-def test_scales_there_and_back(values: list[float]) -> None:
-    numbers = np.array(values)
-    for scale in scales(numbers):
-        response = Response.of(numbers, scale)
-        assert np.allclose(response.inverse(response.forward(numbers)), numbers)
-
-
-def test_a_scale_is_admitted_by_the_values() -> None:
-    assert scales(np.array([0.0, 1.0])) == ("identity", "logit")
-    assert scales(np.array([0.5, 3.0])) == ("identity", "log")
-    assert scales(np.array([-1.0, 3.0])) == ("identity",)
-
-
-@given(st.lists(st.floats(0, 1), min_size=5, max_size=60), st.integers(0, 100))
-def test_an_interval_holds_its_mass(values: list[float], seed: int) -> None:
-    numbers = np.array(values)
-    weights = np.random.default_rng(seed).dirichlet(np.ones(len(values)))
-    found = interval(numbers, weights)
-    inside = (numbers >= found.low) & (numbers <= found.high)
-    assert weights[inside].sum() >= MASS - 1e-9
-    assert found.low <= found.value <= found.high
-
-
-def test_a_share_that_a_null_factor_reaches_begins_at_nought() -> None:
-    numbers, weights = np.linspace(0.001, 0.02, 100), np.full(100, 0.01)
-    found = interval(numbers, weights, floor=0.005)
-    assert found.low == 0
-    assert weights[numbers <= found.high].sum() == pytest.approx(MASS)
-    assert interval(numbers + 0.1, weights, floor=0.005).low > 0.1
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
