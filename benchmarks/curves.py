@@ -261,7 +261,7 @@ def noisy() -> Curves:
 
     def noise(columns: Columns) -> Floats:
         growth = 0.3 * 10 ** place(FACTORS["learning_rate"], columns["learning_rate"])
-        return growth[:, None] * np.array([0.2, 0.15])
+        return np.asarray(growth[:, None] * np.array([0.2, 0.15]))
 
     return Curves("noise that grows", _smooth(_power_law), noise)
 
