@@ -13,7 +13,7 @@ from raystudy.factors import Scalar
 from raystudy.findings.advice import plan as advise
 from raystudy.findings.answer import Importance, Share
 from raystudy.findings.best_region import divergences
-from raystudy.findings.curves import Floats
+from raystudy.findings.curves import Floats, Ints
 from raystudy.findings.design import Design
 from raystudy.findings.effects import Reading, along_epochs, effects, pairs
 from raystudy.findings.fitting import Fitted, Posterior, fit
@@ -261,8 +261,23 @@ def _unsupported(question: Question, observed: Observations) -> Iterator[str]:
                 yield f"No trial with {name}={level} got beyond epoch {reached:.0f}: what it would reach is extrapolated."
 
 
+def _known_outcomes(observed: Observations) -> Ints:
+    """Return the trials whose outcome is known: those that ran into trouble, and those past the epochs where it comes.
+
+    A trial that was stopped before might still have diverged; to count it as sound would make what gets trials stopped look
+    as if it kept them from diverging.
+    """
+    reached = np.zeros(len(observed.trials))
+    np.maximum.at(reached, observed.trial, observed.epochs)
+    if not observed.troubled.any():
+        return np.arange(len(observed.trials))
+    usual = np.quantile(reached[observed.troubled], 0.9)
+    return np.flatnonzero(observed.troubled | (reached > usual))
+
+
 def _trouble(question: Question, observed: Observations) -> Importance | None:
     """Return which factors decide whether a trial diverges or fails; None where too few did, or did not, to say."""
+    observed = observed.of(_known_outcomes(observed))
     troubled = int(observed.troubled.sum())
     total = len(observed.trials)
     if troubled < _FEWEST_TROUBLED or total - troubled < _FEWEST_TROUBLED or total < FEWEST_TRIALS:

@@ -157,7 +157,7 @@ class Surrogate:
         return out
 
     def _vector(self) -> Floats:
-        return np.array(torch.nn.utils.parameters_to_vector(self._covariance.parameters()).detach())
+        return torch.nn.utils.parameters_to_vector(self._covariance.parameters()).detach().numpy().copy()
 
     def _set(self, vector: Floats) -> None:
         torch.nn.utils.vector_to_parameters(torch.as_tensor(vector), self._covariance.parameters())
@@ -192,7 +192,7 @@ class Surrogate:
             return 1e10, np.zeros_like(vector)
         slope.backward()
         gradient = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._covariance.parameters()]
-        return float(value), np.array(torch.nn.utils.parameters_to_vector(gradient))
+        return float(value), torch.nn.utils.parameters_to_vector(gradient).numpy()
 
     def _evaluate(self, *, with_gradient: bool) -> tuple[Tensor, Tensor]:
         """Return the loss, and a function with the same gradient.
@@ -253,21 +253,21 @@ class Surrogate:
         """Return the covariance of the rows at hyperparameters, shape (rows, rows)."""
         self._set(vector)
         with torch.no_grad():
-            return np.array(self._assemble(*self._parts()))
+            return self._assemble(*self._parts()).numpy()
 
     def solve(self, vector: Floats, right: Floats) -> Floats:
         """Return C⁻¹ B for the covariance C of the rows at hyperparameters and B, shape (rows, columns)."""
         lower = psd_safe_cholesky(torch.as_tensor(self.covariance(vector)))
-        return np.array(torch.cholesky_solve(torch.as_tensor(right), lower))
+        return torch.cholesky_solve(torch.as_tensor(right), lower).numpy()
 
     def hyperparameters(self, vector: Floats) -> Hyperparameters:
         """Return hyperparameters as plain arrays."""
         self._set(vector)
-        hyper = {name: np.array(p.detach()) for name, p in self._covariance._parameters.items() if p is not None}
+        hyper = {name: p.detach().numpy().copy() for name, p in self._covariance._parameters.items() if p is not None}
         scales = {name.removeprefix("log_"): np.exp(log) for name, log in hyper.items() if name != "log_growth"}
         empty = np.zeros(0)
         return Hyperparameters(
-            lengths=np.exp(np.array(self._covariance.shape.raw_lengthscale.detach()).ravel()),
+            lengths=np.exp(self._covariance.shape.raw_lengthscale.detach().numpy().ravel()),
             final_weight=scales["final_weight"],
             final_scale=float(scales["final_scale"][0]),
             speed_weight=scales.get("speed_weight", empty),
@@ -282,7 +282,7 @@ class Surrogate:
         """Return κ_j between configurations and the trials, shape (factors, n, trials)."""
         self._set(vector)
         with torch.no_grad():
-            return np.array(self._covariance.tables(self._split(x), self._by_factor))
+            return self._covariance.tables(self._split(x), self._by_factor).numpy()
 
     def sample_hyperparameters(self, size: int, seed: int) -> tuple[Floats, Floats]:
         """Draw hyperparameters from their posterior: Laplace's approximation with importance weights.

@@ -248,7 +248,7 @@ def test_the_self_check_fails_where_results_do_not_follow_from_the_curves() -> N
     when = np.tile(np.arange(1, epochs + 1), n)
     values = x[trial] + 0.01 * random.standard_normal(len(trial))
     # A few results are nothing like what any other trial says: heavy tails that a normal model does not have.
-    values[(when == epochs) & (trial < 8)] += random.choice([-8.0, 8.0], 8)
+    values[(when == epochs) & (trial < 10)] += random.choice([-8.0, 8.0], 10)
     reports = pa.table({"trial_id": [str(i) for i in trial], "epoch": when, "y": values, "x": x[trial]})
     answer = ask(reports, {"x": {"uniform": [0.0, 1.0]}}, "y", epochs)
     assert answer.check is not None
