@@ -64,6 +64,9 @@ class Curves:
         curve: the noiseless metric.
         noise: standard deviation of a report, and of a trial's own offset, by configuration, shape (n, 2).
         diverges: which configurations diverge at their second epoch; None for none.
+        factors: in the study file's form.
+        speed_only: the factor that only makes training faster.
+        link: from the scale of curve and noise to that of the metric.
     """
 
     name: str
@@ -72,12 +75,13 @@ class Curves:
     diverges: Callable[[Columns], NDArray[np.bool_]] | None = None
     factors: Factors = field(default_factory=lambda: FACTORS)
     speed_only: str = "warmup"
+    link: Callable[[Floats], Floats] = np.asarray
 
     def truth(self, epoch: int = BUDGET) -> dict[str, float]:
         """Return the first-order indices at an epoch, by quasi-Monte Carlo over 2^16 points."""
 
         def value(columns: Columns) -> Floats:
-            return self.curve(columns, np.array([float(epoch)]))[:, 0]
+            return self.link(self.curve(columns, np.array([float(epoch)]))[:, 0])
 
         return dict(indices_by_qmc(value, self.factors, n=2**16).first_order)
 
@@ -144,7 +148,7 @@ class _Study:
         epochs = np.arange(1.0, BUDGET + 1)
         report, own = self.curves.noise(columns)[0]
         values = self.curves.curve(columns, epochs)[0] + own * self.random.standard_normal()
-        values = values + report * self.random.standard_normal(BUDGET)
+        values = self.curves.link(values + report * self.random.standard_normal(BUDGET))
         fails = self.curves.diverges is not None and bool(self.curves.diverges(columns)[0])
         for epoch, value in zip(range(1, BUDGET + 1), values, strict=True):
             yield epoch, math.nan if fails and epoch == 2 else float(value)
@@ -267,12 +271,12 @@ def noisy() -> Curves:
 
 
 def accuracy() -> Curves:
-    """A share of right answers: effects add up on its logit."""
+    """A share of right answers: effects and noise add up on its logit."""
 
     def curve(columns: Columns, epochs: Floats) -> Floats:
-        return np.asarray(expit(1.0 + _smooth(_log_law)(columns, epochs)))
+        return np.asarray(1.0 + _smooth(_log_law)(columns, epochs))
 
-    return Curves("accuracy", curve, lambda columns: np.tile([0.01, 0.0], (len(columns["dropout"]), 1)))
+    return Curves("accuracy", curve, _constant_noise, link=expit)
 
 
 def diverging() -> Curves:

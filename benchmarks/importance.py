@@ -138,7 +138,7 @@ def one_run(task: tuple[str, int, int, Any, bool]) -> Run:
     shares = {share.name: share for share in found.shares}
     first = {key: share.first_order for key, share in shares.items() if share.first_order}
     errors = {key: abs(first[key].value - value) for key, value in truth.items()}
-    covered = {key: first[key].low - 1e-9 <= value <= first[key].high for key, value in truth.items() if value > -1}
+    covered = {key: first[key].low - 1e-9 <= value <= first[key].high for key, value in truth.items()}
     peers = {}
     for evaluator, completed in PEERS if with_peers else ():
         other = optuna_importance(study.reports, curves.factors, evaluator=evaluator, completed_only=completed)

@@ -28,7 +28,7 @@ def optuna_importance(reports: pa.Table, factors: Factors, *, evaluator: str, co
     study = optuna.create_study(direction="maximize")
     last: dict[str, dict[str, Any]] = {row["trial_id"]: row for row in reports.to_pylist()}
     for row in last.values():
-        if row["epoch"] == BUDGET or not completed_only:
+        if np.isfinite(row[METRIC]) and (row["epoch"] == BUDGET or not completed_only):
             params = {name: row[name] for name in factors}
             study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, value=row[METRIC]))
     chosen = (

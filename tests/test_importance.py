@@ -69,6 +69,7 @@ def with_column(reports: pa.Table, name: str, values: Any) -> pa.Table:
     [(ishigami(), 128), (log_measure(), 64), (conditional(), 64)],
     ids=["ishigami", "log measure", "conditional"],
 )
+@pytest.mark.slow
 def test_known_truths(truth: Truth, n: int) -> None:
     answer = importance(truth.sample(n, 1), truth.factors, metric=METRIC, budget=1, details=False)
     assert first_orders(answer) == pytest.approx(truth.first_order, abs=0.05)
@@ -79,6 +80,7 @@ def test_known_truths(truth: Truth, n: int) -> None:
     assert NULL_FACTOR not in first_orders(answer)
 
 
+@pytest.mark.slow
 def test_a_single_factor_is_all_there_is() -> None:
     x = np.linspace(0.01, 0.99, 20)
     reports = pa.table({"trial_id": np.arange(20), "epoch": np.ones(20, int), "m": x**2, "x": x})
@@ -148,6 +150,7 @@ def test_few_that_reached_the_end_are_counted() -> None:
     assert ask(reports).notes[0].startswith("Only 2 trials reached epoch 9 (the furthest got to 9)")
 
 
+@pytest.mark.slow
 def test_a_factor_that_never_varied_has_no_share() -> None:
     answer = ask(table(configs(24) | {"drop": [0.25] * 24}, last=1), budget=1)
     (unknown,) = [share for share in answer.shares if share.name == "drop"]
@@ -157,6 +160,7 @@ def test_a_factor_that_never_varied_has_no_share() -> None:
     assert answer.shares[0].name == "lr"
 
 
+@pytest.mark.slow
 def test_a_level_that_was_never_tried_is_said_to_be_a_guess() -> None:
     given = configs(24)
     given["opt"] = ["sgd" if name == "adamw" else name for name in given["opt"]]
@@ -167,6 +171,7 @@ def test_a_level_that_was_never_tried_is_said_to_be_a_guess() -> None:
     assert share.first_order.width > 0.02, "the level that nobody tried leaves its share open"
 
 
+@pytest.mark.slow
 def test_a_level_that_never_got_far_is_said_to_be_extrapolated() -> None:
     given = configs(24)
     whole = table(given, epochs=9)
@@ -212,6 +217,7 @@ def test_bad_input_is_named(reports: pa.Table, more: dict[str, Any], texts: list
         assert text in str(caught.value)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_answer_in_whatever_order_the_rows_are() -> None:
     reports = table(configs(14, 3), last=1)
     shuffled = reports.take(np.random.default_rng(0).permutation(reports.num_rows))
@@ -221,12 +227,14 @@ def test_the_same_seed_gives_the_same_answer_in_whatever_order_the_rows_are() ->
     assert [share.verdict for share in one.shares] == [share.verdict for share in other.shares]
 
 
+@pytest.mark.slow
 def test_a_factor_that_is_given_has_no_share_and_the_others_more() -> None:
     answer = importance(LINEAR.sample(40, 1), LINEAR.factors, metric=METRIC, budget=1, details=False, given={"x1": 0.5})
     assert first_orders(answer) == pytest.approx({"x2": 0.8, "x3": 0.2}, abs=0.05)
     assert answer.region == "x1=0.5"
 
 
+@pytest.mark.slow
 def test_within_a_region_a_factor_matters_less() -> None:
     answer = importance(LINEAR.sample(40, 1), LINEAR.factors, metric=METRIC, budget=1, details=False, within="x1<0.5")
     whole = 9 / 4 + 4 + 1
@@ -234,6 +242,7 @@ def test_within_a_region_a_factor_matters_less() -> None:
     assert answer.region == "x1<0.5"
 
 
+@pytest.mark.slow
 def test_what_sets_the_best_apart() -> None:
     answer = importance(LINEAR.sample(40, 1), LINEAR.factors, metric=METRIC, budget=1, details=False, within="top 10%")
     assert answer.of_best
@@ -248,6 +257,7 @@ def test_everything_given_leaves_nothing_to_compare() -> None:
     assert answer.notes == ("No factor varies: there is nothing to compare.",)
 
 
+@pytest.mark.slow
 def test_the_factor_that_makes_trials_diverge_is_named() -> None:
     given = configs(40, 2)
     bad = (lr_place(given["lr"]) > 0.7).tolist()
@@ -269,6 +279,7 @@ def left_out(scores: list[float], kept: int = 0) -> LeftOut:
 NOUGHT = Interval(value=0.001, low=0.0, high=0.004)
 
 
+@pytest.mark.slow
 def test_the_self_check_passes_and_fails() -> None:
     good = self_check(left_out([0.1] * 20), NOUGHT, "m")
     assert good.passed
@@ -285,6 +296,7 @@ def test_the_self_check_passes_and_fails() -> None:
     assert self_check(left_out([]), NOUGHT, "m").passed
 
 
+@pytest.mark.slow
 def test_finals_that_nothing_predicts_are_not_explained() -> None:
     """Smooth curves whose last values are exchanged between trials: either the check fails, or no curve is believed."""
     reports = table(configs(24, 4), epochs=4)
@@ -297,6 +309,7 @@ def test_finals_that_nothing_predicts_are_not_explained() -> None:
     assert not answer.check.passed or answer.loo_r2 < 0.3
 
 
+@pytest.mark.slow
 def test_permuted_results_have_no_important_factor() -> None:
     reports = LINEAR.sample(40, 1)
     values = np.random.default_rng(5).permutation(reports[METRIC].to_numpy())
@@ -307,6 +320,7 @@ def test_permuted_results_have_no_important_factor() -> None:
     assert answer.loo_r2 < 0.3
 
 
+@pytest.mark.slow
 def test_mode_turns_the_best_level_round_and_no_share() -> None:
     reports = table(configs(16), last=1)
     high, low = (ask(reports, budget=1, mode=mode, details=True) for mode in ("max", "min"))
@@ -319,6 +333,7 @@ def test_mode_turns_the_best_level_round_and_no_share() -> None:
     assert low.to_dict()["mode"] == "min"
 
 
+@pytest.mark.slow
 def test_nothing_here_needs_ray_or_mlflow() -> None:
     program = (
         "import sys; from raystudy.findings.importance import importance\n"

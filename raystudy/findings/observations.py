@@ -24,7 +24,7 @@ class Observations:
     """What the trials reported.
 
     Attributes:
-        trials: ids, in the order of their first row.
+        trials: ids, in ascending order.
         x: encoded configurations, shape (trials, width).
         active: which factors are active, shape (trials, factors).
         trial: index of each report's trial, shape (reports,).
@@ -93,6 +93,8 @@ def observe(reports: pa.Table, measure: Measure, *, metric: str, budget: int, ex
     first: dict[Any, int] = {}
     for row, trial_id in enumerate(ids):
         first.setdefault(trial_id, row)
+    # In the order of ids, so that the order of the rows changes nothing.
+    first = dict(sorted(first.items(), key=lambda item: str(item[0])))
     index = {trial_id: number for number, trial_id in enumerate(first)}
     trial = np.array([index[trial_id] for trial_id in ids], dtype=np.int64)
     epochs = _epochs(reports, ids, trial, budget)
