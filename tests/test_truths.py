@@ -165,7 +165,7 @@ def truth_at(maker: Callable[[], fixtures.Curves], epoch: int) -> dict[str, floa
 
 
 def at(curves: fixtures.Curves, epoch: int) -> Value:
-    return lambda columns: curves.curve(columns, np.array([float(epoch)]))[:, 0]
+    return lambda columns: curves.link(curves.curve(columns, np.array([float(epoch)]))[:, 0])
 
 
 @pytest.mark.parametrize("epoch", [1, fixtures.BUDGET])
