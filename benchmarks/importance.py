@@ -3,9 +3,11 @@
     python benchmarks/importance.py                                  everything, about half an hour on two cores
     python benchmarks/importance.py --only curves --repetitions 10   a part of it
     python benchmarks/importance.py --only recensoring --study NAME  on a real study that was run without early stopping
+    python benchmarks/importance.py --only recensoring --log FILE.parquet --study STUDY.yaml  on its evidence in a file
 
 Sections: functions (exact indices, 256 noiseless points), curves (learning curves stopped by ASHA), hard (cliffs, steps,
-noise), cost (epochs that a right answer takes), speed, recensoring. Each prints its table as soon as it has it.
+noise), cost (epochs that a right answer takes), speed, recensoring. Each prints its table as soon as it has it, progress goes
+to stderr, and at the end there is a line per acceptance point of what was run: met or not met, with the figure.
 """
 
 from __future__ import annotations
@@ -16,14 +18,17 @@ for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_name, "1")  # the repetitions run beside each other
 
 import argparse
+import math
 import multiprocessing
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import curves as fixtures
 import numpy as np
@@ -32,8 +37,9 @@ import pyarrow as pa
 from peers import forest, optuna_importance
 from truths import truths
 
-from raystudy.findings.answer import Importance
+from raystudy.findings.answer import Importance, Interval
 
+T = TypeVar("T")
 SECTIONS = ("functions", "curves", "hard", "cost", "speed", "recensoring")
 PEERS = tuple((evaluator, completed) for evaluator in ("fanova", "ped_anova") for completed in (False, True))
 MAKERS: dict[str, Callable[[], fixtures.Curves]] = {
@@ -47,29 +53,52 @@ MAKERS: dict[str, Callable[[], fixtures.Curves]] = {
 }
 
 
+@dataclass(frozen=True)
+class Point:
+    """One acceptance point: what it is about, the figure, its limits."""
+
+    what: str
+    figure: float
+    low: float = -math.inf
+    high: float = math.inf
+
+    def __str__(self) -> str:
+        limits = [f"{word} {end:g}" for word, end in (("at least", self.low), ("at most", self.high)) if math.isfinite(end)]
+        met = "met" if self.low <= self.figure <= self.high else "NOT MET"  # a figure that is not a number is not met
+        return f"{met} | {self.what} | {self.figure:.3f} | {' and '.join(limits)}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=SECTIONS, action="append")
     parser.add_argument("--repetitions", type=int, default=40)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--sizes", default="120,300")
-    parser.add_argument("--study", help="a finished study without early stopping, for recensoring")
+    parser.add_argument("--study", help="a finished study without early stopping, for recensoring; with --log its study file")
+    parser.add_argument("--log", type=Path, help="parquet file of the table that raystudy.tracking.findings.evidence returns")
     parser.add_argument("--tracking-uri")
     asked = parser.parse_args()
+    if asked.log and not asked.study:
+        parser.error("--log takes --study STUDY.yaml too")
     chosen = asked.only or SECTIONS
+    points: list[Point] = []
     with ProcessPoolExecutor(asked.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         if "functions" in chosen:
-            functions(pool)
+            points += functions(pool)
         if "curves" in chosen:
-            stopped(pool, asked.repetitions, [int(size) for size in asked.sizes.split(",")])
+            points += stopped(pool, asked.repetitions, [int(size) for size in asked.sizes.split(",")])
         if "hard" in chosen:
-            hard(pool, max(asked.repetitions // 4, 1))
+            points += hard(pool, max(asked.repetitions // 4, 1))
         if "cost" in chosen:
-            cost(pool, max(asked.repetitions // 8, 1))
+            points += cost(pool, max(asked.repetitions // 8, 1))
         if "recensoring" in chosen:
-            recensoring(pool, asked.study, asked.tracking_uri)
+            points += recensoring(pool, asked.study, asked.tracking_uri, asked.log)
     if "speed" in chosen:
-        speed()
+        points += speed()
+    if points:
+        show("\nacceptance", "point", "figure", "limit")
+    for point in points:
+        show(point)
 
 
 def answer(reports: pa.Table, factors: Any, metric: str, budget: int, seed: int = 0, **more: Any) -> Importance:
@@ -85,13 +114,24 @@ def show(*cells: object) -> None:
     print(" | ".join(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in cells), flush=True)
 
 
+def watched(results: Iterator[T], total: int, what: str) -> list[T]:
+    """Return the results, and say on stderr how many there are."""
+    found: list[T] = []
+    for result in results:
+        found.append(result)
+        print(f"{what}: {len(found)} of {total}", file=sys.stderr, flush=True)
+    return found
+
+
 # Exact answers
 
 
-def functions(pool: ProcessPoolExecutor) -> None:
+def functions(pool: ProcessPoolExecutor) -> Iterator[Point]:
     show("\nfunction, 256 noiseless points", "largest error: first-order", "total", "limit")
     for name, first, total in pool.map(one_function, range(len(truths()))):
-        show(name, first, total, 0.03 if name == "log measure" else 0.05)
+        limit = 0.03 if name == "log measure" else 0.05
+        show(name, first, total, limit)
+        yield Point(f"{name}: largest error of first-order and total", max(first, total), high=limit)
 
 
 def one_function(number: int) -> tuple[str, float, float]:
@@ -137,8 +177,9 @@ def one_run(task: tuple[str, int, int, Any, bool]) -> Run:
     found = answer(study.reports, curves.factors, fixtures.METRIC, fixtures.BUDGET, seed)
     shares = {share.name: share for share in found.shares}
     first = {key: share.first_order for key, share in shares.items() if share.first_order}
-    errors = {key: abs(first[key].value - value) for key, value in truth.items()}
-    covered = {key: first[key].low - 1e-9 <= value <= first[key].high for key, value in truth.items()}
+    # Where the answer gives no bar it has no error and covers nothing.
+    errors = {key: abs(first[key].value - value) if key in first else math.nan for key, value in truth.items()}
+    covered = {key: key in first and first[key].low - 1e-9 <= value <= first[key].high for key, value in truth.items()}
     peers = {}
     for evaluator, completed in PEERS if with_peers else ():
         other = optuna_importance(study.reports, curves.factors, evaluator=evaluator, completed_only=completed)
@@ -147,13 +188,17 @@ def one_run(task: tuple[str, int, int, Any, bool]) -> Run:
     return Run(
         errors,
         # A truth of nought comes from quasi-Monte Carlo as ±0.0005.
-        {key: inside or (abs(truth[key]) < 0.001 and first[key].low == 0) for key, inside in covered.items()},
+        {key: inside or (abs(truth[key]) < 0.001 and _has_zero(first.get(key))) for key, inside in covered.items()},
         {key: share.verdict != "not identified" for key, share in shares.items()},
         _top({key: interval.value for key, interval in first.items()}) == _top(truth),
-        first[curves.speed_only].low == 0,
+        _has_zero(first.get(curves.speed_only)),
         study.epochs,
         peers,
     )
+
+
+def _has_zero(interval: Interval | None) -> bool:
+    return interval is not None and interval.low == 0
 
 
 def _mean_error(found: dict[str, float], truth: dict[str, float]) -> float:
@@ -164,7 +209,7 @@ def _top(found: dict[str, float]) -> list[str]:
     return sorted(sorted(found, key=lambda name: -found[name])[:2])
 
 
-def stopped(pool: ProcessPoolExecutor, repetitions: int, sizes: Sequence[int]) -> None:
+def stopped(pool: ProcessPoolExecutor, repetitions: int, sizes: Sequence[int]) -> Iterator[Point]:
     show(
         f"\ncurves stopped by ASHA, {repetitions} repetitions",
         "trials",
@@ -173,24 +218,36 @@ def stopped(pool: ProcessPoolExecutor, repetitions: int, sizes: Sequence[int]) -
         "two largest right",
         "speed-only has 0",
         "coverage",
+        "least of a large factor",
+        "bars not given",
     )
+    large = [key for key, value in truth_of("separable").items() if value > 0.1]
     every: list[Run] = []
     for size in sizes:
         for name in ("separable", "non-separable"):
             for sampler in ("random", "tpe"):
                 tasks = [(name, size, seed, sampler, seed < 10) for seed in range(repetitions)]
-                runs = list(pool.map(one_run, tasks))
+                runs = watched(pool.map(one_run, tasks), repetitions, f"{name}, {size} trials, {sampler}")
                 every += runs
-                show(name, size, sampler, *_summary(runs))
+                error, top, zero, coverage = _summary(runs)
+                least = min(float(np.mean([run.covered[key] for run in runs])) for key in large)
+                silent = int(np.isnan([list(run.errors.values()) for run in runs]).sum())
+                show(name, size, sampler, error, top, zero, coverage, least, silent)
                 _show_peers(runs)
-    large = [key for key, value in truth_of("separable").items() if value > 0.1]
+                what = f"{name}, {size} trials, {sampler}"
+                yield Point(f"{what}: mean absolute error", error, high=0.03 if size >= 300 else 0.05)
+                yield Point(f"{what}: two largest right", top, low=0.95)
+                yield Point(f"{what}: the speed-only factor's interval has 0", zero, low=0.95)
     each = {key: float(np.mean([run.covered[key] for run in every])) for key in truth_of("separable")}
-    show("90 % intervals", "over all factors and repetitions", float(np.mean(list(each.values()))), "limits 0.85 to 0.95")
+    overall = float(np.mean(list(each.values())))
+    show("90 % intervals", "over all factors and repetitions", overall, "limits 0.85 to 0.95")
     show("each large factor", *(f"{key} {each[key]:.3f}" for key in large), "limit 0.8")
+    yield Point("90 % intervals: coverage over all factors and repetitions", overall, low=0.85, high=0.95)
+    yield from (Point(f"90 % intervals: coverage of {key}", each[key], low=0.8) for key in large)
 
 
 def _summary(runs: Sequence[Run]) -> Iterator[float]:
-    yield float(np.mean([list(run.errors.values()) for run in runs]))
+    yield float(np.nanmean([list(run.errors.values()) for run in runs]))
     yield float(np.mean([run.top_two for run in runs]))
     yield float(np.mean([run.speed_is_zero for run in runs]))
     yield float(np.mean([list(run.covered.values()) for run in runs]))
@@ -207,58 +264,72 @@ def _show_peers(runs: Sequence[Run]) -> None:
             show(f"    {name}", "no answer")
 
 
-def hard(pool: ProcessPoolExecutor, repetitions: int) -> None:
+def hard(pool: ProcessPoolExecutor, repetitions: int) -> Iterator[Point]:
     show(
         f"\nhard truths, 300 trials, {repetitions} repetitions",
         "MAE",
         "two largest right",
         "coverage",
         "largest mean error of a factor that is identified",
+        "largest single one",
         "not identified",
     )
     for name in ("cliff", "step", "noisy", "accuracy"):
-        runs = list(pool.map(one_run, [(name, 300, seed, "random", False) for seed in range(repetitions)]))
+        tasks = [(name, 300, seed, "random", False) for seed in range(repetitions)]
+        runs = watched(pool.map(one_run, tasks), repetitions, name)
         mean, top, _, covered = _summary(runs)
         known = {key: [run.errors[key] for run in runs if run.identified[key]] for key in runs[0].errors}
-        worst = max(float(np.mean(errors)) for errors in known.values() if errors)
+        worst = max((float(np.mean(errors)) for errors in known.values() if errors), default=0.0)
+        single = max((max(errors) for errors in known.values() if errors), default=0.0)
         unknown = sum(not ok for run in runs for ok in run.identified.values())
-        show(name, mean, top, covered, worst, f"{unknown} of {len(runs) * len(known)}")
+        show(name, mean, top, covered, worst, single, f"{unknown} of {len(runs) * len(known)}")
+        yield Point(f"{name}: largest mean error of an identified factor", worst, high=0.06)
+        yield Point(f"{name}: largest single error of an identified factor", single, high=0.06)
     named = list(pool.map(one_divergence, range(min(repetitions, 5))))
     show("diverging", f"learning_rate decides who diverges: named first in {sum(named)} of {len(named)}")
+    yield Point("diverging: learning_rate named first", sum(named) / len(named), low=1)
 
 
 def one_divergence(seed: int) -> bool:
     curves = fixtures.diverging()
     found = answer(curves.simulate(120, seed).reports, curves.factors, fixtures.METRIC, fixtures.BUDGET, seed)
-    return found.trouble is not None and found.trouble.shares[0].name == "learning_rate"
+    return found.trouble is not None and bool(found.trouble.shares) and found.trouble.shares[0].name == "learning_rate"
 
 
 # What a right answer costs
 
 
-def cost(pool: ProcessPoolExecutor, repetitions: int) -> None:
+def cost(pool: ProcessPoolExecutor, repetitions: int) -> Iterator[Point]:
     show(
         f"\nepochs until the mean absolute error is 0.03, non-separable curves, {repetitions} repetitions",
         "trials",
         "epochs",
         "MAE",
     )
-    stopped_sizes = (30, 45, 60, 90, 120, 200)
-    sizes = {"forest, every trial to T": (60, 100, 150, 200, 300, 400), "random": stopped_sizes, "tpe": stopped_sizes}
+    stopped_sizes = (30, 40, 60, 80, 120, 200, 300)
+    forest_sizes = (50, 100, 200, 300, 400, 600)
+    sizes = {"forest, every trial to T": forest_sizes, "random": stopped_sizes, "tpe": stopped_sizes}
     needed = {way: _needed(pool, way, some, repetitions) for way, some in sizes.items()}
     full = needed.pop("forest, every trial to T")
+    least = full or float(forest_sizes[-1] * fixtures.BUDGET)  # where the forest never got there, it takes more than this
     for way, epochs in needed.items():
-        if full and epochs:
+        ratio = least / epochs if epochs else math.nan
+        if epochs:
+            more = "" if full else "more than "
             show(
-                f"stopped by ASHA, {way}", f"{epochs:.0f} epochs against {full:.0f}: one part in {full / epochs:.1f}", "limit 6"
+                f"stopped by ASHA, {way}", f"{epochs:.0f} epochs against {more}{least:.0f}: one part in {ratio:.1f}", "limit 6"
             )
+        else:
+            show(f"stopped by ASHA, {way}", f"not right with {stopped_sizes[-1]} trials")
+        yield Point(f"epochs of a forest over ours, {way}", ratio, low=6)
 
 
 def _needed(pool: ProcessPoolExecutor, way: str, sizes: Sequence[int], repetitions: int) -> float | None:
     for size in sizes:
-        errors, epochs = zip(*pool.map(one_cost, [(way, size, seed) for seed in range(repetitions)]), strict=True)
+        tasks = [(way, size, seed) for seed in range(repetitions)]
+        errors, epochs = zip(*watched(pool.map(one_cost, tasks), repetitions, f"{way}, {size} trials"), strict=True)
         show(way, size, f"{np.mean(epochs):.0f}", float(np.mean(errors)))
-        if np.mean(errors) <= 0.03:
+        if np.mean(errors) <= 0.03:  # never where an answer lacks a bar
             return float(np.mean(epochs))
     return None
 
@@ -276,33 +347,62 @@ def one_cost(task: tuple[str, int, int]) -> tuple[float, int]:
 # Real logs
 
 
-def recensoring(pool: ProcessPoolExecutor, name: str | None, tracking_uri: str | None) -> None:
-    if name is None:
-        print("\nrecensoring: run a study with early_stopping.scheduler none, then --only recensoring --study NAME")
-        return
-    from raystudy import open_study
+HOW = """
+recensoring: skipped, it takes a real study that was run without early stopping:
+    raystudy run STUDY.yaml --set early_stopping=none
+    python benchmarks/importance.py --only recensoring --study NAME [--tracking-uri URI]
+or its evidence (raystudy.tracking.findings.evidence(reports, trials, factors, metric)) as a parquet file:
+    python benchmarks/importance.py --only recensoring --log FILE.parquet --study STUDY.yaml"""
 
-    study = open_study(name, tracking_uri=tracking_uri)
-    spec, reports = study.spec, study.reports()
-    factors = {
-        key: factor.model_dump(by_alias=True, exclude_none=True, exclude={"role"}) for key, factor in spec.all_factors.items()
-    }
+
+def recensoring(pool: ProcessPoolExecutor, name: str | None, tracking_uri: str | None, log: Path | None) -> Iterator[Point]:
+    if name is None:
+        print(HOW, flush=True)
+        return
+    spec, reports = _logged(name, tracking_uri, log)
+    factors = _resolved(spec)
     whole = answer(reports, factors, spec.metric, spec.budget.epochs, mode=spec.mode)
     everything = _first_orders(whole)
     show(f"\nrecensoring {name}, {reports.num_rows} reports", *(f"{key} {value:.3f}" for key, value in everything.items()))
-    tasks = [(reports, factors, spec.metric, spec.budget.epochs, spec.mode, spec.cells, seed) for seed in range(6)]
+    if not everything:
+        show("no bars for the whole study", *whole.notes)
+    tasks = [(reports, factors, spec.metric, spec.budget.epochs, spec.mode, spec.cells, seed) for seed in range(5)]
+    worst, same = [], []
     for seed, (stopped_reports, found) in enumerate(pool.map(one_recensoring, tasks)):
-        worst = max(abs(found[key] - value) for key, value in everything.items())
-        show(
-            f"order {seed}",
-            f"{stopped_reports} reports",
-            f"largest difference {worst:.3f}",
-            f"same first two {_top(found) == _top(everything)}",
-        )
+        worst.append(max((abs(found.get(key, math.nan) - value) for key, value in everything.items()), default=math.nan))
+        same.append(bool(everything) and _top(found) == _top(everything))
+        show(f"order {seed}", f"{stopped_reports} reports", f"largest difference {worst[-1]:.3f}", f"same first two {same[-1]}")
+    yield Point("recensoring: largest difference of a first-order index", float(np.max(worst)), high=0.05)
+    yield Point("recensoring: same first two", float(np.mean(same)), low=1)
+
+
+def _logged(name: str, tracking_uri: str | None, log: Path | None) -> tuple[Any, pa.Table]:
+    """Return a study's specification and all that is known of its trials."""
+    if log:
+        import pyarrow.parquet as pq
+
+        from raystudy.spec import StudySpec
+
+        return StudySpec.from_yaml(name), pq.read_table(log)
+    from raystudy import open_study
+
+    study = open_study(name, tracking_uri=tracking_uri)
+    return study.spec, study.reports()
+
+
+def _resolved(spec: Any) -> Any:
+    from raystudy.spec.depths import asks_for_units, resolved_factors
+
+    n_units = None
+    if asks_for_units(spec.all_factors):
+        from raystudy.preflight import smallest_unit_count
+
+        n_units = smallest_unit_count(spec)
+    return resolved_factors(spec.all_factors, n_units)
 
 
 def _first_orders(found: Importance) -> dict[str, float]:
-    return {share.name: share.first_order.value if share.first_order else 0.0 for share in found.shares}
+    return {share.name: share.first_order.value for share in found.shares if share.first_order}
 
 
 def one_recensoring(task: tuple[Any, ...]) -> tuple[int, dict[str, float]]:
@@ -312,14 +412,20 @@ def one_recensoring(task: tuple[Any, ...]) -> tuple[int, dict[str, float]]:
     by_trial: dict[str, list[dict[str, Any]]] = {}
     for row in reports.to_pylist():
         by_trial.setdefault(row["trial_id"], []).append(row)
-    asha, kept_rows = fixtures.Asha(0.05, random), []
+    asha = fixtures.Asha(0.05, random)
+    kept_rows: list[dict[str, Any]] = []
     better = 1.0 if mode == "max" else -1.0
     for number, trial in enumerate(random.permutation(list(by_trial))):
-        for row in sorted(by_trial[trial], key=lambda row: row["epoch"]):
-            kept_rows.append(row)
-            cell = tuple(row[name] for name in cells)
-            if row["epoch"] < budget and asha.stops(number, row["epoch"], better * row[metric], cell):
+        seen: list[dict[str, Any]] = []
+        for row in sorted(by_trial[trial], key=lambda row: row["epoch"] or 0):
+            seen.append(row)
+            value, cell = row[metric], tuple(row[name] for name in cells)
+            reported = bool(row["epoch"]) and value is not None and math.isfinite(value) and row["epoch"] < budget
+            if reported and asha.stops(number, row["epoch"], better * value, cell):
+                if "state" in row:  # how it ended later is not known
+                    seen = [one | {"state": "pruned"} for one in seen]
                 break
+        kept_rows += [one | {"kept": number in asha.kept} if "kept" in one else one for one in seen]
     found = answer(pa.Table.from_pylist(kept_rows, schema=reports.schema), factors, metric, budget, mode=mode)
     return len(kept_rows), _first_orders(found)
 
@@ -327,7 +433,7 @@ def one_recensoring(task: tuple[Any, ...]) -> tuple[int, dict[str, float]]:
 # Seconds
 
 
-def speed() -> None:
+def speed() -> Iterator[Point]:
     import torch
 
     torch.set_num_threads(2)
@@ -336,7 +442,9 @@ def speed() -> None:
     for size, reports, limit in ((300, curves.simulate(300, 0).reports, 20), (10_000, _large(10_000), 60)):
         began = time.perf_counter()
         answer(reports, curves.factors, fixtures.METRIC, fixtures.BUDGET, details=True)
-        show("", size, reports.num_rows, time.perf_counter() - began, limit)
+        took = time.perf_counter() - began
+        show("", size, reports.num_rows, took, limit)
+        yield Point(f"seconds for {size} trials of {reports.num_rows} reports", took, high=limit)
 
 
 def _large(n: int) -> pa.Table:
