@@ -47,12 +47,12 @@ class Laptop:
     def bring_images(self) -> None:
         write_idx(self.cluster.hosts.path("head", f"{STORAGE}/images"), **IMAGES)
 
-    def study_file(self, name: str, seed: int) -> str:
+    def study_file(self, name: str, seed: int, trials: int) -> str:
         # Epochs of a second or two: long enough to be in the middle of one.
         changes: dict[str, Any] = {
             "name": name,
             "search": {"sampler": "tpe", "seed": seed, "startup_trials": 3},
-            "budget": {"trials": 8, "epochs": 4},
+            "budget": {"trials": trials, "epochs": 4},
         }
         shutil.rmtree(self.place.folder.parent / "images", ignore_errors=True)
         write_idx(self.place.folder.parent / "images", **IMAGES)
@@ -78,6 +78,9 @@ class Laptop:
     def json(self, *arguments: str) -> Any:
         return json.loads(self.call(*arguments, "--json"))
 
+    def states(self) -> dict[str, str]:
+        return {row["name"]: row["state"] for row in self.json("list")}
+
     def events(self, name: str) -> list[Event]:
         journal = self.cluster.hosts.path("head", f"{STUDIES}/{name}/journal.jsonl")
         return list(read_journal(journal)) if journal.exists() else []
@@ -96,7 +99,8 @@ class Laptop:
 def test_a_day_of_a_cluster(cluster: Cluster, make_place: Callable[[str], Place], say: Callable[[str], None]) -> None:
     hosts = cluster.hosts
     laptop = Laptop(cluster, make_place("laptop"))
-    files = {name: laptop.study_file(name, seed) for name, seed in (("alpha", 3), ("beta", 11))}
+    # Alpha must still be running after all that happens before its driver is killed, on a fast machine too.
+    files = {"alpha": laptop.study_file("alpha", seed=3, trials=16), "beta": laptop.study_file("beta", seed=11, trials=8)}
     cluster.up()
     laptop.bring_images()
     say("ray up")
@@ -142,9 +146,11 @@ def test_a_day_of_a_cluster(cluster: Cluster, make_place: Callable[[str], Place]
     out, _ = follower.communicate()
     assert follower.returncode == 130
     assert "the driver of alpha is gone; `raystudy resume alpha` continues it" in out
-    assert {row["name"]: row["state"] for row in laptop.json("list")} == {"alpha": "interrupted", "beta": "interrupted"}
+    assert laptop.states() == {"alpha": "interrupted", "beta": "interrupted"}
     laptop.call("resume", "alpha")
     laptop.wait_for_events("alpha", StudyEnded, 1)
+    # Until MLflow has its end too: what the head's next death cuts off, only a resume would bring there.
+    cluster.wait_for(lambda: laptop.states()["alpha"] == "completed", 60, "MLflow to have the end of alpha")
     cluster.wait_for_hosts("head", *cluster.workers)
     say("driver killed, alpha resumed to its end")
 
@@ -157,13 +163,13 @@ def test_a_day_of_a_cluster(cluster: Cluster, make_place: Callable[[str], Place]
     before = laptop.events("beta")
     hosts.boot("head")
     cluster.up()
-    assert {row["name"]: row["state"] for row in laptop.json("list")} == {"alpha": "completed", "beta": "interrupted"}
+    assert laptop.states() == {"alpha": "completed", "beta": "interrupted"}
     laptop.call("resume", "beta")
     laptop.wait_for_events("beta", StudyEnded, 2)
     assert laptop.events("beta")[: len(before)] == before
     say("head powered off and on, beta resumed to its end")
 
-    cluster.wait_for(lambda: all(row["state"] == "completed" for row in laptop.json("list")), 60, "MLflow to be complete")
+    cluster.wait_for(lambda: set(laptop.states().values()) == {"completed"}, 60, "MLflow to be complete")
     (best,) = laptop.json("best", "alpha")
     assert best["state"] == "completed" or best["state"] == "pruned"
     rows = {row["name"]: row for row in laptop.json("list")}
