@@ -59,7 +59,7 @@ def some_vector(surrogate: Surrogate, number: int, **fixed: float) -> Floats:
     parts = []
     for name, parameter in surrogate._covariance.named_parameters():
         size, kind = parameter.numel(), name.removeprefix("log_")
-        middle = np.array(parameter.detach()).ravel()
+        middle = parameter.detach().numpy().ravel()
         parts.append(np.full(size, fixed[kind]) if kind in fixed else middle + 0.3 * random.standard_normal(size))
     return np.concatenate(parts)
 
@@ -252,7 +252,7 @@ def test_a_trial_left_out_is_predicted_as_by_a_model_without_it() -> None:
     x = encoded(n, 10)
     surrogate = Surrogate(x, COLUMNS, compress(trial, epochs, response.forward(values), BUDGET))
     surrogate.mode = some_vector(surrogate, 10)
-    fitted = Fitted(response, surrogate, np.arange(n), surrogate.mode[None], np.ones(1), BUDGET, 0)
+    fitted = Fitted(response, surrogate, np.arange(n), surrogate.mode[None], BUDGET, 0)
     off = np.zeros(n, dtype=bool)
     observed = Observations(tuple(range(n)), x, np.ones((n, 3), dtype=bool), trial, epochs, values, off, off, {})
     found = leave_one_out(fitted, observed)
@@ -365,3 +365,19 @@ def test_a_perfect_accuracy_has_a_finite_logit() -> None:
 )
 def test_scales_are_those_the_values_admit(values: list[float], expected: tuple[Any, ...]) -> None:
     assert scales(np.array(values)) == expected
+
+
+@pytest.mark.slow
+def test_hyperparameters_are_drawn_from_their_posterior() -> None:
+    """Of few reports the posterior is wide and skewed: the draws' mean loss is that of a long plain Metropolis chain."""
+    surrogate = fresh(n=6)
+    surrogate.fit()
+    drawn = np.array([surrogate.loss(vector) for seed in range(8) for vector in surrogate.sample_hyperparameters(24, seed)])
+    random, state, loss, seen = np.random.default_rng(0), surrogate.mode, surrogate.loss(surrogate.mode), []
+    for _ in range(6000):
+        other = state + 0.25 * random.standard_normal(len(state))
+        if np.log(random.random()) < loss - surrogate.loss(other):
+            state, loss = other, surrogate.loss(other)
+        seen.append(loss)
+    assert drawn.mean() == pytest.approx(np.mean(seen[1000:]), abs=1.2)
+    assert drawn.std() == pytest.approx(np.std(seen[1000:]), rel=0.3)

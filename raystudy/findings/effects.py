@@ -12,7 +12,7 @@ import numpy as np
 from raystudy.findings.answer import AtEpoch, Effect, Interval, Level, Share, Surface
 from raystudy.findings.curves import Floats
 from raystudy.findings.design import Design
-from raystudy.findings.fitting import Fitted, Posterior, weightiest
+from raystudy.findings.fitting import Fitted, Posterior, fewer
 from raystudy.findings.indices import Drawn, draw_indices, interaction, put_together, surface, values_along
 from raystudy.findings.measure import Measure
 from raystudy.findings.verdict import interval, pair_share
@@ -101,7 +101,7 @@ def _profile(reading: Reading, design: Design, name: str) -> tuple[Floats, Float
     active = design.active(name).reshape(_QUESTIONS, _TUNINGS)
     inverse, better = reading.fitted.response.inverse, reading.better
     found, weights = [], []
-    for weight, draws in weightiest(reading.posterior, 8):
+    for weight, draws in fewer(reading.posterior, 8):
         values = inverse(values_along(draws, design, draws.points(design.x), name, reading.coefficients))
         grouped = better * values.reshape(draws.size, _QUESTIONS, _TUNINGS, -1)
         grouped = np.where(active[None, :, :, None], grouped, -np.inf).max(axis=2)
@@ -151,7 +151,7 @@ def _related(measure: Measure, one: str, other: str) -> bool:
 
 
 def _surfaces(reading: Reading, design: Design, pair: tuple[str, str]) -> tuple[Floats, Floats]:
-    posterior = weightiest(reading.posterior, 6)
+    posterior = fewer(reading.posterior, 6)
     inverse = reading.fitted.response.inverse
     each = [surface(draws, design, pair, reading.coefficients, inverse) for _, draws in posterior]
     weights = np.concatenate([np.full(draws.size, weight / draws.size) for weight, draws in posterior])
@@ -167,7 +167,7 @@ def _surface(design: Design, pair: tuple[str, str], values: Floats, weights: Flo
 def along_epochs(reading: Reading, final: list[Share], floor: float) -> list[AtEpoch]:
     """Return the first-order indices at epochs that grow by about three, up to the one asked about, whose are `final`."""
     design = Design.of(reading.measure, 128, reading.fitted.seed + 3)
-    posterior = weightiest(reading.posterior, 6)
+    posterior = fewer(reading.posterior, 6)
     inverse = reading.fitted.response.inverse
     course = []
     for epoch in milestones(reading.epoch)[:-1]:

@@ -32,7 +32,6 @@ class Fitted:
         surrogate: conditioned on the trials used.
         trials: indices of those among the observed.
         vectors: draws from the posterior of the hyperparameters, shape (sets, parameters).
-        weights: of the draws, shape (sets,), sum 1.
         budget: T.
         seed: of everything drawn.
     """
@@ -41,7 +40,6 @@ class Fitted:
     surrogate: Surrogate
     trials: Ints
     vectors: Floats
-    weights: Floats
     budget: int
     seed: int
 
@@ -50,19 +48,16 @@ class Fitted:
         return features(np.array([float(epoch)]), self.budget)[0]
 
     def draws(self) -> Posterior:
-        """Return functions drawn from the posterior, those of the weightiest hyperparameters first, weights with sum 1."""
-        order = np.argsort(-self.weights, kind="stable")
-        # What weighs nothing changes nothing, but would cost as much as the rest.
-        order = order[self.weights[order] > 1e-3 / len(order)]
-        total = self.weights[order].sum()
+        """Return functions drawn from the posterior, a group for each set of hyperparameters."""
+        sets = len(self.vectors)
         return [
-            (float(self.weights[one] / total), Draws(self.surrogate, self.vectors[one], FUNCTIONS, self.seed * 1000 + int(one)))
-            for one in order
+            (1 / sets, Draws(self.surrogate, vector, FUNCTIONS, self.seed * 1000 + one))
+            for one, vector in enumerate(self.vectors)
         ]
 
 
-def weightiest(posterior: Posterior, most: int) -> Posterior:
-    """Return the functions of the `most` weightiest sets of hyperparameters, with weights that sum to 1."""
+def fewer(posterior: Posterior, most: int) -> Posterior:
+    """Return the functions of `most` sets of hyperparameters, with weights that sum to 1."""
     total = sum(weight for weight, _ in posterior[:most])
     return [(weight / total, draws) for weight, draws in posterior[:most]]
 
@@ -83,12 +78,12 @@ def fit(observed: Observations, columns: tuple[slice, ...], budget: int, seed: i
     surrogate = Surrogate(observed.x[few], columns, rows.of(few), smoothness=smoothness)
     surrogate.mode = start
     surrogate.fit()
-    vectors, weights = surrogate.sample_hyperparameters(HYPERPARAMETERS, seed)
+    vectors = surrogate.sample_hyperparameters(HYPERPARAMETERS, seed)
     if len(many) > len(few):
         mode = surrogate.mode
         surrogate = Surrogate(observed.x[many], columns, rows.of(many), smoothness=smoothness)
         surrogate.mode = mode
-    return Fitted(response, surrogate, many, vectors, weights, budget, seed)
+    return Fitted(response, surrogate, many, vectors, budget, seed)
 
 
 def _choose(

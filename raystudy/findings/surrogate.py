@@ -14,7 +14,7 @@ That a scheduler stopped most trials does no harm: it looked at nothing but repo
 the missing rest of the curves is missing at random (Rubin 1976).
 
 Hyperparameters have weakly informative normal priors on their logarithms. Their uncertainty is kept: the posterior is
-sampled by importance weighting of Laplace's approximation at the mode.
+sampled from Laplace's approximation at the mode, corrected by importance resampling and Monte Carlo steps.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ LEVEL_VARIANCE = 100.0
 """Prior variance of m, on the scale on which the reports have variance 1: as good as flat."""
 SLOPE_VARIANCE = 9.0
 """Prior variance of the c_k."""
+CANDIDATES, MOVES, STRIDE = 4, 6, 0.4
+"""Draws from Laplace's approximation for each set of hyperparameters wanted; steps that each is moved by, and how far."""
 _JITTER = 1e-8
 _UNSOLVABLE = (RuntimeError, NotPSDError, NanError)
 """What hyperparameters far off the mark bring about; torch's own error is a RuntimeError."""
@@ -284,26 +286,42 @@ class Surrogate:
         with torch.no_grad():
             return self._covariance.tables(self._split(x), self._by_factor).numpy()
 
-    def sample_hyperparameters(self, size: int, seed: int) -> tuple[Floats, Floats]:
-        """Draw hyperparameters from their posterior: Laplace's approximation with importance weights.
+    def sample_hyperparameters(self, size: int, seed: int) -> Floats:
+        """Draw hyperparameters from their posterior, shape (size, parameters).
 
-        Returns:
-            vectors, shape (size, parameters), and their weights, shape (size,), which sum to 1.
+        Draws from Laplace's approximation are resampled by their importance and then moved by preconditioned Crank-Nicolson
+        steps, which leave the posterior as it is (Cotter et al. 2013): the weights alone would leave a handful of them.
         """
+        random = np.random.default_rng(seed)
         eigenvalues, eigenvectors = np.linalg.eigh(self._hessian())
         # Nothing is less certain than its prior; numerical Hessians say otherwise at times.
         widths = 1 / np.sqrt(np.maximum(eigenvalues, 0.1))
-        z = np.random.default_rng(seed).standard_normal((size, len(self.mode)))
-        vectors = self.mode + (z * widths) @ eigenvectors.T
-        log_weight = np.array([-self.loss(vector) for vector in vectors]) + 0.5 * (z**2).sum(1)
-        weights = np.exp(log_weight - log_weight.max())
-        return vectors, weights / weights.sum()
+
+        def importance(z: Floats) -> Floats:
+            return np.array([-self.loss(self.mode + (one * widths) @ eigenvectors.T) for one in z]) + 0.5 * (z**2).sum(1)
+
+        z = random.standard_normal((CANDIDATES * size, len(self.mode)))
+        weight = importance(z)
+        chosen = _resampled(np.exp(weight - weight.max()), size, random)
+        z, weight = z[chosen], weight[chosen]
+        for _ in range(MOVES):
+            moved = math.sqrt(1 - STRIDE**2) * z + STRIDE * random.standard_normal(z.shape)
+            other = importance(moved)
+            accepted = np.log(random.random(size)) < other - weight
+            z, weight = np.where(accepted[:, None], moved, z), np.where(accepted, other, weight)
+        return self.mode + (z * widths) @ eigenvectors.T
 
     def _hessian(self, step: float = 1e-2) -> Floats:
         base = self.loss_and_gradient(self.mode)[1]
         columns = [(self.loss_and_gradient(self.mode + step * unit)[1] - base) / step for unit in np.eye(len(self.mode))]
         matrix = np.array(columns)
         return 0.5 * (matrix + matrix.T)
+
+
+def _resampled(weights: Floats, size: int, random: np.random.Generator) -> Ints:
+    """Return `size` indices, each as often as its weight asks for, up to one (systematic resampling)."""
+    places = (random.random() + np.arange(size)) / size
+    return np.minimum(np.searchsorted(np.cumsum(weights / weights.sum()), places), len(weights) - 1)
 
 
 def thinned(rows: Rows, most: int, seed: int) -> Ints:
