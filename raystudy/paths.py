@@ -12,7 +12,8 @@ HOME/                         RAYSTUDY_HOME, else the user's data folder
     ├── checkpoints/TRIAL/    last and best epoch of a trial
     └── logs/TRIAL.log        what a trial had to say
 ~/.raystudy/head/             on a cluster's head: what supervises its MLflow server
-CACHE/                        RAYSTUDY_CACHE, else the user's cache folder: decoded images; safe to delete
+CACHE/                        RAYSTUDY_CACHE, else the user's cache folder; safe to delete, see raystudy.cache
+└── KIND/KEY.arrow            decoded images, activations of frozen layers
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ LAYERS = [
     {"records", "work", "event_lines"},
     {"spec"},
     {"paths", "space", "templates"},
+    {"cache"},
     {"findings"},
     {"data"},
     {"finetune"},
@@ -54,7 +55,8 @@ OWNERS = {
     "gpytorch": {"findings/"},
     "matplotlib": {"findings/figures.py", "findings/answer.py", "tracking/findings.py"},
     "timm": {"finetune/"},
-    "filelock": {"host.py", "watch.py", "data/", "finetune/trainer.py", "tracking/", "cluster/head.py"},
+    "filelock": {"host.py", "watch.py", "finetune/trainer.py", "tracking/", "cluster/head.py"},
+    "fcntl": {"cache/locks.py"},
     "psutil": {"cluster/"},
     "psycopg": {"cluster/head.py"},
 }

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from raystudy.cache import Cache
 from raystudy.data import prepare
 from raystudy.data.decode import DecodedImage, decode
-from raystudy.data.store import BadRow, Store, StoreWriter, open_or_build, open_store
+from raystudy.data.store import BadRow, Store, StoreWriter, open_or_build
+from raystudy.errors import DataError
 
 SIZE = 6
 
@@ -30,8 +33,16 @@ def fill(writer: StoreWriter, count: int = 5) -> None:
         writer.add(image, label=row % 2, part=row % 3, name=f"img {row}.png")
 
 
-def build(folder: Path, key: str = "k") -> Store:
-    return open_or_build(folder, key, image_size=SIZE, build=fill)
+def build(folder: Path, build: Callable[[StoreWriter], None] = fill) -> Store:
+    return open_or_build(Cache(folder), "k", image_size=SIZE, about={}, build=build)
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(path for path in (folder / "decoded").iterdir() if path.suffix in (".arrow", ".tmp"))
+
+
+def never(*_: object) -> None:
+    raise AssertionError
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
@@ -55,18 +66,14 @@ def test_images_are_mapped_not_copied_and_cannot_be_written(tmp_path: Path) -> N
 
 
 def test_a_store_without_images_opens(tmp_path: Path) -> None:
-    store = open_or_build(tmp_path, "k", image_size=SIZE, build=lambda writer: fill(writer, 0))
+    store = build(tmp_path, lambda writer: fill(writer, 0))
     assert store.images.shape == (0, SIZE, SIZE, 3)
     assert len(store.info.bad) == 1
 
 
 def test_a_second_call_does_not_build(tmp_path: Path) -> None:
     build(tmp_path)
-
-    def never(_: StoreWriter) -> None:
-        raise AssertionError
-
-    assert len(open_or_build(tmp_path, "k", image_size=SIZE, build=never).images) == 5
+    assert len(build(tmp_path, never).images) == 5
 
 
 def test_a_build_that_raises_leaves_nothing(tmp_path: Path) -> None:
@@ -75,36 +82,51 @@ def test_a_build_that_raises_leaves_nothing(tmp_path: Path) -> None:
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        open_or_build(tmp_path, "k", image_size=SIZE, build=fail)
-    assert [path.name for path in tmp_path.iterdir() if path.suffix != ".lock"] == []
+        build(tmp_path, fail)
+    assert files(tmp_path) == []
 
 
 @pytest.mark.parametrize("content", [b"", b"ARROW1", b"garbage" * 100])
 def test_a_damaged_store_is_built_again(content: bytes, tmp_path: Path) -> None:
     build(tmp_path)
-    (tmp_path / "k.arrow").write_bytes(content)
+    (tmp_path / "decoded" / "k.arrow").write_bytes(content)
     assert len(build(tmp_path).images) == 5
 
 
 def test_a_truncated_store_is_built_again(tmp_path: Path) -> None:
     build(tmp_path)
-    path = tmp_path / "k.arrow"
+    path = tmp_path / "decoded" / "k.arrow"
     path.write_bytes(path.read_bytes()[:-20])
     assert len(build(tmp_path).images) == 5
+
+
+def test_images_that_find_no_room_are_refused_in_words_before_they_are_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAYSTUDY_CACHE_LIMIT", "1MB")
+    with pytest.raises(DataError, match=r"may take 1\.0 MB.* of 3\.\d MB .*raise RAYSTUDY_CACHE_LIMIT") as raised:
+        prepare("sklearn:digits", image_size=24, cache_dir=tmp_path, progress=never)
+    assert raised.value.exit_code == 2
+    assert files(tmp_path) == []
+
+
+def test_a_cache_that_cannot_be_written_is_told_in_words(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"decoded images cannot be kept: .*file.* cannot be written"):
+        prepare("sklearn:digits", image_size=8, cache_dir=tmp_path / "file")
 
 
 KILLED_IN_MID_BUILD = """
 import os, sys
 from pathlib import Path
 sys.path[:0] = sys.argv[2:]
-from test_data_store import SIZE, fill
-from raystudy.data.store import open_or_build
+from test_data_store import build, fill
 
 def die(writer):
     fill(writer)
     os.kill(os.getpid(), 9)
 
-open_or_build(Path(sys.argv[1]), "k", image_size=SIZE, build=die)
+build(Path(sys.argv[1]), die)
 """
 
 
@@ -112,14 +134,14 @@ def test_a_build_that_is_killed_leaves_nothing_that_is_read_and_is_cleaned_up(tm
     paths = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
     killed = subprocess.run([sys.executable, "-c", KILLED_IN_MID_BUILD, str(tmp_path), *paths], check=False)
     assert killed.returncode == -9
-    assert [path.suffix for path in tmp_path.iterdir() if path.suffix != ".lock"] == [".tmp"]
+    assert [path.name for path in files(tmp_path)] == ["k.tmp"]
     assert len(build(tmp_path).images) == 5
-    assert sorted(path.name for path in tmp_path.iterdir() if path.suffix != ".lock") == ["k.arrow"]
+    assert [path.name for path in files(tmp_path)] == ["k.arrow"]
 
 
 def test_readers_keep_their_images_when_the_file_is_removed(tmp_path: Path) -> None:
     store = build(tmp_path)
-    (tmp_path / "k.arrow").unlink()
+    (tmp_path / "decoded" / "k.arrow").unlink()
     assert np.array_equal(store.images[4], images(5)[4].pixels)
 
 
@@ -129,7 +151,7 @@ def build_and_count(folder: Path, barrier: Barrier, results: Any) -> None:
         fill(writer)
 
     barrier.wait()
-    store = open_or_build(folder, "k", image_size=SIZE, build=counted)
+    store = build(folder, counted)
     results.put(int(store.images.astype(np.int64).sum()))
 
 
@@ -143,7 +165,7 @@ def test_two_processes_at_once_build_one_store(tmp_path: Path) -> None:
     for process in processes:
         process.join()
     assert len(list(tmp_path.glob("built-by-*"))) == 1
-    assert sums == {int(open_store(tmp_path / "k.arrow").images.astype(np.int64).sum())}
+    assert sums == {int(build(tmp_path).images.astype(np.int64).sum())}
 
 
 def test_stores_of_other_sizes_live_side_by_side(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from raystudy.cache import Cache, CacheError
 from raystudy.data.decode import POLICY_VERSION, UnreadableImage, quiet_pillow
 from raystudy.data.pool import decode_in_order
 from raystudy.data.prepared import BadImage, PreparedData, Splits, bad_images_error
@@ -66,23 +67,27 @@ def prepare(
         test: likewise; None for no test split.
         on_bad_image: `error`, or `skip` to leave out and record images that cannot be read.
         seed: of the splits.
-        cache_dir: stores go to its sub-folder `decoded`.
+        cache_dir: the folder of the cache (see `raystudy.cache`).
         progress: called while decoding.
         workers: the number of decoding threads; default: one per available core.
 
     Raises:
-        DataError: with every problem found; all unreadable images in one error.
+        DataError: with every problem found; all unreadable images in one error. Also where the cache has no room.
     """
     _check_arguments(image_size, validation, test, on_bad_image)
     plan = _make_plan(source, validation, test)
     if any(scan.problems for scan in plan.scans.values()):
         _list_images(plan)  # raises these and all that it finds itself
-    store = open_or_build(
-        cache_dir / "decoded",
-        _key(plan, image_size),
-        image_size=image_size,
-        build=functools.partial(_build, plan, image_size=image_size, progress=progress, workers=workers),
-    )
+    try:
+        store = open_or_build(
+            Cache(cache_dir),
+            _key(plan, image_size),
+            image_size=image_size,
+            about={"source": source},
+            build=functools.partial(_build, plan, image_size=image_size, progress=progress, workers=workers),
+        )
+    except CacheError as error:
+        raise DataError(Problem(source, f"its decoded images cannot be kept: {error}")) from error
     if store.info.bad and on_bad_image == "error":
         places = [(plan.scans[row.part].base + row.name, row.reason) for row in store.info.bad]
         raise bad_images_error(source, places)
@@ -138,6 +143,7 @@ def _build(plan: _Plan, writer: StoreWriter, *, image_size: int, progress: Progr
     warnings = tuple(warning for listing in listings.values() for warning in listing.warnings)
     writer.describe(class_names=class_names, warnings=warnings)
     total = sum(len(listing.names) for listing in listings.values())
+    writer.expect(total)
     rows = itertools.chain.from_iterable(
         _decode_part(part, listing, writer, class_names, image_size=image_size, workers=workers)
         for part, listing in listings.items()
