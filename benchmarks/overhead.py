@@ -1,13 +1,18 @@
 """What a study costs beside its training: raystudy against a plain Ray Tune script, on trials that take no time.
 
-Both run the same number of no-op trials of one report each, with Optuna's TPE over the same space, reused actors and the
-same number of slots, each in a fresh process, in alternation. Plain Tune keeps no record at all; raystudy keeps its
-journal and feeds MLflow (local SQLite). The figure is the ratio of the whole processes' wall
-times (imports and the start of Ray included), pair by pair, and of the trials alone.
+Both run the same number of no-op trials of --reports reports each, with the same sampler of Optuna over the same space, reused
+actors and the same number of slots, each in a fresh process, in alternation. Plain Tune keeps no record at all; raystudy keeps
+its journal and feeds MLflow (local SQLite). The figure is the ratio of the whole processes' wall times (imports and the start
+of Ray included), pair by pair, and of the trials alone. Beside it: what raystudy takes after its last trial (MLflow is brought
+up to date, the factors' importance is computed), and the resident memory of the driver's process at the last report with its
+growth per report (of one report a trial: per trial) over the last three quarters of all reports.
 
     python benchmarks/overhead.py [--trials 50] [--pairs 3] [--slots 2] [--at-most 1.2]
+    python benchmarks/overhead.py --trials 100,1000,10000 --pairs 1        sizes, one after another
+    python benchmarks/overhead.py --trials 8 --reports 1000 --pairs 1      few trials, many reports
 
-Exit code 1 if the median ratio of whole processes is above --at-most.
+TPE's own work grows with the number of trials (both wait for it); --sampler random leaves it out. Exit code 1 if the median
+ratio of whole processes is above --at-most for any size.
 """
 
 from __future__ import annotations
@@ -19,10 +24,18 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
+
+WARM_UP_TRIALS = 50
 
 SPACE = {
     "learning_rate": {"log_uniform": [1e-4, 1e-1]},
@@ -38,31 +51,116 @@ def score(config: Mapping[str, Any]) -> float:
     return 1.0 - abs(float(config["dropout"]) - 0.2) - abs(float(config["momentum"]) - 0.9)
 
 
+@dataclass(frozen=True)
+class Shape:
+    """What both run.
+
+    Attributes:
+        trials: how many.
+        reports: of each trial.
+        slots: trials at a time.
+        sampler: `tpe` or `random`.
+    """
+
+    trials: int
+    reports: int
+    slots: int
+    sampler: str
+
+    def __str__(self) -> str:
+        reports = f" of {self.reports:,} reports" if self.reports > 1 else ""
+        return f"{self.trials:,} no-op trials{reports}, {self.slots} slots, {self.sampler}"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run took.
+
+    Attributes:
+        wall: seconds of the whole process.
+        trials: seconds of the trials.
+        after: seconds from the last trial to the end of the process.
+        driver_mib: resident memory of the driver's process at the last report, in MiB.
+        growth_kib: by how much that grew per report, in KiB.
+    """
+
+    wall: float
+    trials: float
+    after: float
+    driver_mib: float
+    growth_kib: float
+
+
 class NoOp:
     """A trial that takes no time."""
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
+    def __init__(self, config: Mapping[str, Any], reports: int) -> None:
         self._config = config
+        self._reports = reports
 
     def epochs(self) -> Iterator[dict[str, float]]:
-        """Report once."""
+        """Report."""
         value = score(self._config)
-        yield {"epoch": 1, "val_accuracy": value, "val_loss": 1.0 - value, "train_loss": 1.0}
+        for epoch in range(1, self._reports + 1):
+            yield {"epoch": epoch, "val_accuracy": value, "val_loss": 1.0 - value, "train_loss": 1.0}
 
     def close(self) -> None:
         """Hold nothing."""
 
 
+@dataclass(frozen=True)
 class NoOpTrainer:
     """Opens trials that take no time."""
 
+    reports: int
+
     def open(self, ticket: Any) -> NoOp:
         """Return the trial."""
-        return NoOp(ticket.config)
+        return NoOp(ticket.config, self.reports)
 
 
-def run_raystudy(trials: int, slots: int) -> float:
-    """Run the study with journal and MLflow; return the seconds between the first and the last event of its trials."""
+@contextmanager
+def memory_samples() -> Iterator[list[tuple[float, int]]]:
+    """Gather this process's resident memory: (seconds since 1970, bytes), five times a second while the context lasts."""
+    samples: list[tuple[float, int]] = []
+    process, over = psutil.Process(), threading.Event()
+
+    def gather() -> None:
+        while not over.wait(0.2):
+            samples.append((time.time(), process.memory_info().rss))
+
+    thread = threading.Thread(target=gather, daemon=True)
+    thread.start()
+    try:
+        yield samples
+    finally:
+        over.set()
+        thread.join()
+
+
+def growth(samples: Sequence[tuple[float, int]], reports: Sequence[float]) -> dict[str, float]:
+    """Return the memory at the last report, and its growth per report over the last three quarters of them.
+
+    Args:
+        samples: from `memory_samples`.
+        reports: when each report came in, in seconds since 1970, ascending.
+    """
+    times = [at for at, _ in samples]
+
+    def at(when: float) -> int:
+        return samples[min(bisect_left(times, when), len(samples) - 1)][1]
+
+    first = len(reports) // 4
+    grown = (at(reports[-1]) - at(reports[first])) / max(len(reports) - 1 - first, 1)
+    return {"driver_mib": at(reports[-1]) / 2**20, "growth_kib": grown / 2**10}
+
+
+def run_raystudy(shape: Shape) -> dict[str, float]:
+    """Run the study with journal and MLflow.
+
+    Returns:
+        The seconds between the first and the last event of its trials, when the last was, and the driver's memory.
+    """
     from raystudy.driver import Setting, run
     from raystudy.paths import StudyPaths
     from raystudy.spec import StudySpec
@@ -75,39 +173,45 @@ def run_raystudy(trials: int, slots: int) -> float:
             "data": {"source": "sklearn:digits"},
             "backbone": "efficientnet_lite0",
             "factors": SPACE,
-            "budget": {"trials": trials, "epochs": 1},
+            "budget": {"trials": shape.trials, "epochs": shape.reports},
+            "search": {"sampler": shape.sampler},
             "early_stopping": "none",
             "keep_models": 0,
-            "resources": {"concurrent": slots, "gpu": 0},
+            "resources": {"concurrent": shape.slots, "gpu": 0},
         }
     )
-    outcome = run(spec, Setting(trainer=NoOpTrainer()))
-    assert outcome.trials == {"completed": trials}, outcome
+    with memory_samples() as samples:
+        outcome = run(spec, Setting(trainer=NoOpTrainer(shape.reports)))
+    assert outcome.trials == {"completed": shape.trials}, outcome
     assert outcome.recorded
     before = ("study_started", "study_placed")
     events = [event for event in read_journal(StudyPaths.of(name).journal) if event.kind not in before]
-    return events[-1].time - events[0].time
+    reported = [event.time for event in events if event.kind == "reported"]
+    return {"trials": events[-1].time - events[0].time, "ended": events[-1].time, **growth(samples, reported)}
 
 
-def run_plain(trials: int, slots: int) -> float:
-    """Run the same trials as a plain Tune script would; return the seconds that `fit` took."""
+def run_plain(shape: Shape) -> dict[str, float]:
+    """Run the same trials as a plain Tune script would; return how long `fit` took, when it ended, and the driver's memory."""
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     import optuna
     import ray
     from ray import tune
     from ray.tune.search.optuna import OptunaSearch
 
+    reported: list[float] = []
+
     class Plain(tune.Trainable):  # type: ignore[misc]
         def setup(self, config: dict[str, Any]) -> None:
-            self.values = config
+            self.values, self.left = config, shape.reports
 
         def reset_config(self, new_config: dict[str, Any]) -> bool:
-            self.values = new_config
+            self.setup(new_config)
             return True
 
         def step(self) -> dict[str, Any]:
             value = score(self.values)
-            return {"val_accuracy": value, "val_loss": 1.0 - value, "train_loss": 1.0, "done": True}
+            self.left -= 1
+            return {"val_accuracy": value, "val_loss": 1.0 - value, "train_loss": 1.0, "done": self.left == 0}
 
         def save_checkpoint(self, checkpoint_dir: str) -> None:
             """Save nothing: without this, Tune ends every trial with an error and never reuses an actor."""
@@ -115,68 +219,84 @@ def run_plain(trials: int, slots: int) -> float:
         def load_checkpoint(self, checkpoint: object) -> None:
             """Load nothing."""
 
+    class Clock(tune.Callback):  # type: ignore[misc]
+        def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+            del iteration, trials, trial, result, info
+            reported.append(time.time())
+
     real = optuna.distributions.FloatDistribution
     space = {
         name: real(*next(iter(factor.values())), log=next(iter(factor)) == "log_uniform") for name, factor in SPACE.items()
     }
     ray.init(address="local", include_dashboard=False, num_cpus=os.cpu_count(), log_to_driver=False, logging_level="ERROR")
-    search = OptunaSearch(
-        space, metric="val_accuracy", mode="max", sampler=optuna.samplers.TPESampler(seed=0, n_startup_trials=16)
-    )
+    samplers = {
+        "tpe": lambda: optuna.samplers.TPESampler(seed=0, n_startup_trials=16),
+        "random": lambda: optuna.samplers.RandomSampler(seed=0),
+    }
+    search = OptunaSearch(space, metric="val_accuracy", mode="max", sampler=samplers[shape.sampler]())
     tuner = tune.Tuner(
         tune.with_resources(Plain, {"cpu": 1}),
         tune_config=tune.TuneConfig(
             search_alg=search,
-            num_samples=trials,
-            max_concurrent_trials=slots,
+            num_samples=shape.trials,
+            max_concurrent_trials=shape.slots,
             reuse_actors=True,
             metric="val_accuracy",
             mode="max",
         ),
-        run_config=tune.RunConfig(name="plain", storage_path=os.environ["PLAIN_STORAGE"], verbose=0),
+        run_config=tune.RunConfig(name="plain", storage_path=os.environ["PLAIN_STORAGE"], verbose=0, callbacks=[Clock()]),
     )
-    started = time.perf_counter()
-    results = tuner.fit()
-    took = time.perf_counter() - started
-    assert len(results) == trials and results.num_errors == 0
+    with memory_samples() as samples:
+        started = time.perf_counter()
+        results = tuner.fit()
+        took, ended = time.perf_counter() - started, time.time()
+    assert len(results) == shape.trials and results.num_errors == 0
     ray.shutdown()
-    return took
+    return {"trials": took, "ended": ended, **growth(samples, reported)}
 
 
-def measure(way: str, trials: int, slots: int, folder: str) -> tuple[float, float]:
-    """Run one way in a fresh process; return (wall seconds of the process, seconds of the trials)."""
+def measure(way: str, shape: Shape, folder: str) -> Cost:
+    """Run one way in a fresh process."""
     environment = {**os.environ, "RAYSTUDY_HOME": f"{folder}/home", "PLAIN_STORAGE": f"{folder}/plain"}
     environment.pop("MLFLOW_TRACKING_URI", None)
-    command = [sys.executable, __file__, "--way", way, "--trials", str(trials), "--slots", str(slots)]
+    numbers = ("--trials", str(shape.trials), "--reports", str(shape.reports), "--slots", str(shape.slots))
+    command = [sys.executable, __file__, "--way", way, *numbers, "--sampler", shape.sampler]
     started = time.perf_counter()
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    wall = time.perf_counter() - started
+    wall, now = time.perf_counter() - started, time.time()
     if done.returncode:
         raise SystemExit(f"{way} failed:\n{done.stderr[-3000:]}")
-    return wall, json.loads(done.stdout.splitlines()[-1])["trials_s"]
+    answer = json.loads(done.stdout.splitlines()[-1])
+    return Cost(wall=wall, after=now - answer.pop("ended"), **answer)
 
 
-def compare(trials: int, pairs: int, slots: int) -> float:
+def measure_pair(shape: Shape, folder: str, title: str) -> tuple[Cost, Cost]:
+    """Run both ways, plain Tune first, and print the figures."""
+    plain, ours = measure("plain", shape, folder), measure("raystudy", shape, folder)
+    per = "trial" if shape.reports == 1 else "report"
+    print(
+        f"{title}: plain Tune {plain.wall:6.2f} s (trials {plain.trials:6.2f} s)   "
+        f"raystudy {ours.wall:6.2f} s (trials {ours.trials:6.2f} s, after {ours.after:6.2f} s)   "
+        f"ratio {ours.wall / plain.wall:.2f} (trials {ours.trials / plain.trials:.2f})   "
+        f"driver {plain.driver_mib:.0f} and {ours.driver_mib:.0f} MiB, "
+        f"{plain.growth_kib:+.1f} and {ours.growth_kib:+.1f} KiB a {per}",
+        flush=True,
+    )
+    return plain, ours
+
+
+def compare(shape: Shape, pairs: int, folder: str) -> float:
     """Measure in alternation, print every figure, and return the median ratio of whole processes."""
-    print(f"{trials} no-op trials, {slots} slots, {pairs} pairs, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
-    ratios, inner = [], []
-    with tempfile.TemporaryDirectory() as folder:
-        for pair in range(pairs + 1):
-            plain, plain_trials = measure("plain", trials, slots, folder)
-            ours, our_trials = measure("raystudy", trials, slots, folder)
-            # The first pair fills the file cache and creates the local MLflow database, once per machine; it does not count.
-            if pair:
-                ratios.append(ours / plain)
-                inner.append(our_trials / plain_trials)
-            print(
-                f"{f'pair {pair}' if pair else 'warm-up'}: plain Tune {plain:6.2f} s (trials {plain_trials:6.2f} s)   "
-                f"raystudy {ours:6.2f} s (trials {our_trials:6.2f} s)   "
-                f"ratio {ours / plain:.2f} (trials {our_trials / plain_trials:.2f})",
-                flush=True,
-            )
+    print(f"{shape}, {pairs} pairs, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+    measured = [measure_pair(shape, folder, f"pair {pair + 1}") for pair in range(pairs)]
+    ratios = [ours.wall / plain.wall for plain, ours in measured]
+    inner = [ours.trials / plain.trials for plain, ours in measured]
+    until = [(ours.wall - ours.after) / (plain.wall - plain.after) for plain, ours in measured]
     print(
         f"ratio of wall times: median {statistics.median(ratios):.2f}, from {min(ratios):.2f} to {max(ratios):.2f}; "
-        f"of the trials alone: median {statistics.median(inner):.2f}"
+        f"of the trials alone: median {statistics.median(inner):.2f}; "
+        f"up to the last trial: median {statistics.median(until):.2f}",
+        flush=True,
     )
     return statistics.median(ratios)
 
@@ -184,19 +304,26 @@ def compare(trials: int, pairs: int, slots: int) -> float:
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=50)
+    parser.add_argument("--trials", default="50", help="a number, or several with commas")
+    parser.add_argument("--reports", type=int, default=1, help="of each trial")
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--slots", type=int, default=2)
+    parser.add_argument("--sampler", choices=("tpe", "random"), default="tpe")
     parser.add_argument("--at-most", type=float, default=1.2)
     parser.add_argument("--way", choices=("raystudy", "plain"), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    shapes = [Shape(int(size), options.reports, options.slots, options.sampler) for size in options.trials.split(",")]
     if options.way:
         # Ray finds the classes of this file by its folder.
         sys.path.insert(0, str(Path(__file__).parent))
-        took = {"raystudy": run_raystudy, "plain": run_plain}[options.way](options.trials, options.slots)
-        print(json.dumps({"trials_s": took}))
+        took = {"raystudy": run_raystudy, "plain": run_plain}[options.way](shapes[0])
+        print(json.dumps(took))
         return
-    if compare(options.trials, options.pairs, options.slots) > options.at_most:
+    with tempfile.TemporaryDirectory() as folder:
+        # It fills the file cache and creates the local MLflow database, once per machine; it does not count.
+        measure_pair(Shape(min(WARM_UP_TRIALS, shapes[0].trials), 1, options.slots, options.sampler), folder, "warm-up")
+        ratios = [compare(shape, options.pairs, folder) for shape in shapes]
+    if max(ratios) > options.at_most:
         raise SystemExit(1)
 
 
