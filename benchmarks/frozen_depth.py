@@ -145,7 +145,7 @@ class Bench:
 def step(model: FineTuneModel, optimizer: GroupedOptimizer, batch: Batch, depth: int, compute: Compute) -> None:
     """Take one optimiser step on the activations in `batch`."""
     with compute.autocast():
-        logits = model.rest(batch.images, depth)
+        logits = model.rest(batch.inputs, depth)
     loss = criterion(logits.float(), batch, label_smoothing=0.0)
     optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]

@@ -47,7 +47,8 @@ def resume(
 
     Args:
         name: the study.
-        changes: values by key path, e.g. `{"budget.trials": 100}`; only the budget, resources and keep_models may change.
+        changes: values by key path, e.g. `{"budget.trials": 100}`; only what
+            decides no result may change: the budget, resources, features and keep_models.
         inline: as for `run`.
         tracking_uri: as for `run`.
         watcher: as for `run`.

@@ -153,7 +153,7 @@ def resume(
                     "--set",
                     "changes what decides the results of the study",
                     "a resume may change budget.trials, budget.hours, "
-                    "budget.gpu_hours, resources and keep_models; give the changed study another name",
+                    "budget.gpu_hours, resources, features and keep_models; give the changed study another name",
                 )
             )
         _check_server(spec, setting)

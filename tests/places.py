@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 TIMES = {"started", "ended", "wall_seconds", "run_id", "node", "images_per_second", "epoch_seconds", "gpu_peak_gib"}
+TIMES |= {"prefix_seconds", "stored_units"}  # what is stored follows from a measurement of time
 """Columns of the trials table that no seed decides."""
 
 

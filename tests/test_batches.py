@@ -37,7 +37,7 @@ def batches(config: dict[str, Scalar] | None = None, seeds: TrialSeeds = SEEDS) 
 
 
 def same(one: Batch, two: Batch) -> bool:
-    return torch.equal(one.images, two.images) and torch.equal(one.labels, two.labels) and one.weight == two.weight
+    return torch.equal(one.inputs, two.inputs) and torch.equal(one.labels, two.labels) and one.weight == two.weight
 
 
 @given(n=sizes, batch_size=st.integers(1, 100), step=st.integers(0, 1000))
@@ -105,7 +105,7 @@ def test_normalisation_has_the_values_computed_by_hand() -> None:
 
 @pytest.mark.parametrize("side", [4, 8, 16])
 def test_resolution_sets_the_side_of_training_images(side: int) -> None:
-    assert batches({"resolution": side}).at(0).images.shape == (8, 3, side, side)
+    assert batches({"resolution": side}).at(0).inputs.shape == (8, 3, side, side)
 
 
 def test_default_batches_are_the_stored_images_normalised_and_nothing_else() -> None:
@@ -113,7 +113,7 @@ def test_default_batches_are_the_stored_images_normalised_and_nothing_else() -> 
     batch = batches().at(4)
     rows = BatchOrder(data.splits.train, 8, SEEDS).batch(4)
     stored = torch.from_numpy(data.images[rows]).permute(0, 3, 1, 2).float()
-    assert torch.equal(batch.images, Preprocess((0.5,) * 3, (0.25,) * 3)(stored))
+    assert torch.equal(batch.inputs, Preprocess((0.5,) * 3, (0.25,) * 3)(stored))
     assert batch.weight == 1
 
 
@@ -124,7 +124,7 @@ def test_default_batches_are_the_stored_images_normalised_and_nothing_else() -> 
 def test_random_changes_are_a_function_of_the_trial_and_the_step(config: dict[str, Scalar]) -> None:
     assert same(batches(config).at(7), batches(config).at(7))
     assert not same(batches(config).at(7), batches().at(7))
-    assert not torch.equal(batches(config).at(7).images, batches(config, TrialSeeds(0, 0, 1)).at(7).images)
+    assert not torch.equal(batches(config).at(7).inputs, batches(config, TrialSeeds(0, 0, 1)).at(7).inputs)
 
 
 def test_flips_mirror_each_image_or_leave_it() -> None:
@@ -150,8 +150,8 @@ def test_crops_stay_inside_the_image_and_keep_its_range() -> None:
 def test_mixup_mixes_images_and_keeps_both_labels() -> None:
     plain, mixed = batches().at(2), batches({"mixup": 1.0}).at(2)
     weight, partners = draw_mixup(1.0, 8, SEEDS.derive(Purpose.MIXUP, 2))
-    expected = weight * plain.images + (1 - weight) * plain.images[partners]
-    assert torch.allclose(mixed.images, expected, atol=1e-5)
+    expected = weight * plain.inputs + (1 - weight) * plain.inputs[partners]
+    assert torch.allclose(mixed.inputs, expected, atol=1e-5)
     assert mixed.weight == weight
     assert torch.equal(mixed.partner_labels, plain.labels[partners])
 
@@ -181,7 +181,7 @@ def test_evaluation_takes_fewer_images_at_once_the_larger_they_are(side: int, ex
     "config", [{}, {"augmentation": "flip"}, {"augmentation": "standard"}, {"mixup": 0.4}, {"resolution": 12}]
 )
 def test_training_batches_are_channels_last_whatever_is_done_to_them(config: dict[str, Scalar]) -> None:
-    assert batches(config).at(0).images.is_contiguous(memory_format=torch.channels_last)
+    assert batches(config).at(0).inputs.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_enlarging_equals_torchs_bilinear_interpolation() -> None:

@@ -195,7 +195,7 @@ def test_the_reported_loss_is_the_mean_over_the_epochs_steps() -> None:
     reported = fitter.train(1).loss
     with torch.no_grad():
         losses = [
-            functional.cross_entropy(model(batch.images), batch.labels)
+            functional.cross_entropy(model(batch.inputs), batch.labels)
             for batch in (fitter._batches.at(step) for step in range(3))
         ]
     assert reported == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)

@@ -19,7 +19,7 @@ from raystudy.finetune.model import BackboneFactory, FineTuneModel, build_model
 from raystudy.finetune.seeds import TrialSeeds
 from raystudy.finetune.trial import TrialPlan, TrialRun
 
-TIME_METRICS = ("images_per_second", "epoch_seconds")
+TIME_METRICS = ("images_per_second", "epoch_seconds", "prefix_seconds", "stored_units")
 N_UNITS = 4
 _WIDTHS = (3, 6, 8, 8)
 _PRETRAINED_SEED = 2024

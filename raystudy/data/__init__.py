@@ -4,7 +4,7 @@ from raystudy.data.filesystem import is_uri
 from raystudy.data.pipeline import prepare
 from raystudy.data.prepared import BadImage, ClassCount, DataSummary, PreparedData, Splits, summarise
 from raystudy.data.source import check_source, split_source
-from raystudy.data.splits import fraction_subset
+from raystudy.data.splits import fraction_subset, nesting_order
 
 __all__ = [
     "BadImage",
@@ -15,6 +15,7 @@ __all__ = [
     "check_source",
     "fraction_subset",
     "is_uri",
+    "nesting_order",
     "prepare",
     "split_source",
     "summarise",

@@ -243,6 +243,7 @@ def _assemble(plan: _Plan, store: Store, *, seed: int) -> PreparedData:
         warnings=(*scanned, *store.info.warnings, *skipped, *found),
         fingerprint=_fingerprint(store, splits),
         original_sizes=store.original_sizes,
+        pixels=blake2b(store.images.shape[1].to_bytes(4, "little") + store.digests.tobytes(), digest_size=16).hexdigest(),
     )
 
 

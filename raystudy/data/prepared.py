@@ -53,6 +53,7 @@ class PreparedData:
         warnings: what deserves a look but stops nothing.
         fingerprint: hex; equal exactly where pixels, labels, class names and splits are.
         original_sizes: (n, 2), width and height in pixels before resizing.
+        pixels: hex; equal exactly where `images` is; empty where nobody has computed it.
     """
 
     images: NDArray[np.uint8]
@@ -64,6 +65,7 @@ class PreparedData:
     warnings: tuple[str, ...]
     fingerprint: str
     original_sizes: NDArray[np.int32] | None = None
+    pixels: str = ""
 
 
 @dataclass(frozen=True, slots=True)

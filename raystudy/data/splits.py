@@ -101,6 +101,24 @@ def fraction_subset(train: Indices, labels: Indices, fraction: float, *, seed: i
     )
 
 
+def nesting_order(train: Indices, labels: Indices, *, seed: int) -> Indices:
+    """Return the training images in the order in which growing fractions take them up.
+
+    What `fraction_subset` returns lies at the front of it, up to the rounding of each class.
+
+    Args:
+        train: indices of the training images.
+        labels: (n,), of all images.
+        seed: of the draw, that of `fraction_subset`.
+    """
+    orders = [
+        _shuffled(np.sort(train[labels[train] == label]), seed=seed, purpose=f"fraction\0{label}")
+        for label in np.unique(labels[train])
+    ]
+    places = np.concatenate([np.arange(len(order)) / len(order) for order in orders])
+    return np.concatenate(orders)[np.argsort(places, kind="stable")]
+
+
 def split_warnings(
     splits: Splits,
     labels: Indices,

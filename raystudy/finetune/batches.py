@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -28,6 +29,17 @@ that an evaluation needs less memory than the training that it interrupts."""
 
 _GPU_SHARE = 0.25
 """A store moves to the GPU if it takes at most this share of the memory free there: most is for the network."""
+
+
+class Activations(Protocol):
+    """What the first units of a network made of images, by image."""
+
+    @property
+    def depth(self) -> int:
+        """How many units."""
+
+    def fetch(self, indices: NDArray[np.int64]) -> Tensor:
+        """Return the activations of images, `(batch, ...)`."""
 
 
 class ImageStore:
@@ -53,6 +65,10 @@ class ImageStore:
         pixels = self._read(indices) if self._resident is None else self._resident[where]
         # The permuted view of (batch, side, side, 3) memory already is channels-last: no copy.
         return pixels.permute(0, 3, 1, 2).float(), self._labels[where]
+
+    def labels(self, indices: NDArray[np.int64]) -> Tensor:
+        """Return the labels of images, `(batch,)`."""
+        return self._labels[torch.from_numpy(indices).to(self._device, non_blocking=True)]
 
     def _read(self, indices: NDArray[np.int64]) -> Tensor:
         pixels = torch.from_numpy(self._images[indices])
@@ -91,16 +107,18 @@ class Batch:
     """One training step's input.
 
     Attributes:
-        images: normalised, `(batch, 3, side, side)`.
+        inputs: normalised images `(batch, 3, side, side)`, or what the first `depth` units made of them.
         labels: `(batch,)`.
         partner_labels: the labels of the images mixed in by MixUp, `(batch,)`; `labels` itself without MixUp.
         weight: the share of `labels` in the target; 1 without MixUp.
+        depth: how many units the inputs have been through.
     """
 
-    images: Tensor
+    inputs: Tensor
     labels: Tensor
     partner_labels: Tensor
     weight: float
+    depth: int = 0
 
 
 class TrainingBatches:
@@ -123,8 +141,12 @@ class TrainingBatches:
         self._hyper = hyper
         self._seeds = seeds
 
-    def at(self, step: int) -> Batch:
-        """Return the batch of `step`, counted from 0 over the whole trial."""
+    def at(self, step: int, stored: Activations | None = None) -> Batch:
+        """Return the batch of `step`, counted from 0 over the whole trial; its activations where they are `stored`."""
+        if stored is not None:
+            indices = self._order.batch(step)
+            labels = self._store.labels(indices)
+            return Batch(stored.fetch(indices), labels, labels, 1.0, stored.depth)
         images, labels = self._store.fetch(self._order.batch(step))
         images = self._preprocess.resize(images)
         if self._hyper.augmentation != "none":
@@ -151,3 +173,12 @@ def evaluation_batches(
     """Yield `indices` in order, never augmented, as float images `(batch, 3, side, side)` of 0 to 255 with labels."""
     for start in range(0, len(indices), batch_size):
         yield store.fetch(indices[start : start + batch_size])
+
+
+def stored_batches(
+    store: ImageStore, stored: Activations, indices: NDArray[np.int64], *, batch_size: int = 256
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield what `evaluation_batches` does, as stored activations with labels."""
+    for start in range(0, len(indices), batch_size):
+        some = indices[start : start + batch_size]
+        yield stored.fetch(some), store.labels(some)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from raystudy.errors import Diverged
-from raystudy.finetune.batches import Batch, TrainingBatches
+from raystudy.finetune.batches import Activations, Batch, TrainingBatches
 from raystudy.finetune.compute import Compute
 from raystudy.finetune.freezing import Phase, freeze, phase_at, phases, set_batch_norm_momentum
 from raystudy.finetune.hyperparameters import Hyperparameters
@@ -89,8 +89,16 @@ class Fitter:
         self.optimizer = self._build_optimizer()
         set_batch_norm_momentum(model, hyper.batch_norm_momentum)
 
-    def train(self, epoch: int) -> TrainedEpoch:
+    def prefix_depth(self, epoch: int) -> int:
+        """Return how many leading units do not train in `epoch`."""
+        return phase_at(self._phases, epoch).prefix_depth
+
+    def train(self, epoch: int, stored: Activations | None = None) -> TrainedEpoch:
         """Train for `epoch` (from 1), which must follow the one before.
+
+        Args:
+            epoch: its number.
+            stored: the activations of the first `prefix_depth(epoch)` units on the training images; None: they are computed.
 
         Raises:
             Diverged: as soon as a step's loss is not finite.
@@ -103,7 +111,7 @@ class Fitter:
         first = (epoch - 1) * self._length.steps_per_epoch
         started = time.perf_counter()
         for step in range(first, first + self._length.steps_per_epoch):
-            losses.add(step, self._step(step, phase))
+            losses.add(step, self._step(self._batches.at(step, stored), step, phase))
         mean = losses.mean()
         self._compute.synchronize()
         seconds = time.perf_counter() - started
@@ -131,12 +139,12 @@ class Fitter:
     def _build_optimizer(self) -> GroupedOptimizer:
         return GroupedOptimizer(parameter_groups(self._model, self._phase, self._hyper), self._hyper)
 
-    def _step(self, step: int, phase: Phase) -> Tensor:
+    def _step(self, batch: Batch, step: int, phase: Phase) -> Tensor:
         """Take one optimiser step; return the loss before it, detached."""
         hyper, optimizer = self._hyper, self.optimizer
-        batch = self._batches.at(step)
         with self._compute.autocast():
-            activation = self._model.prefix(batch.images, phase.prefix_depth)
+            is_stored = batch.depth > 0
+            activation = batch.inputs if is_stored else self._model.prefix(batch.inputs, phase.prefix_depth)
             logits = self._model.rest(activation, phase.prefix_depth)
         loss = criterion(logits.float(), batch, label_smoothing=hyper.label_smoothing)
         optimizer.zero_grad()

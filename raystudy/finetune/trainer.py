@@ -10,8 +10,10 @@ from pathlib import Path
 
 import filelock
 
+from raystudy.cache import Cache
 from raystudy.data import PreparedData, prepare
-from raystudy.finetune.backbone import Backbone, BackboneInfo, build_backbone
+from raystudy.finetune.backbone import Backbone, BackboneInfo, build_backbone, unit_count
+from raystudy.finetune.prefixes import Sharing
 from raystudy.finetune.trial import TrialPlan, TrialRun
 from raystudy.spec import StudySpec
 from raystudy.storage import keep_trying
@@ -41,7 +43,7 @@ class FineTuneTrainer:
     Attributes:
         spec: the study.
         checkpoints: the folder with one sub-folder of checkpoints a trial.
-        cache: where decoded images are.
+        cache: where decoded images and activations are.
         device: `auto`, `cpu`, `cuda`, ...
     """
 
@@ -54,7 +56,15 @@ class FineTuneTrainer:
         """Prepare the trial; it continues from its last checkpoint if it has one."""
         data = _shared_data(_Key(self.spec, self.cache))
         folder = self.checkpoints / ticket.trial_id
-        return _Exclusive(TrialRun(self.plan(ticket), data, folder, backbone=_copy_of_shared), folder)
+        run = TrialRun(self.plan(ticket), data, folder, backbone=_copy_of_shared, sharing=self._sharing(ticket))
+        return _Exclusive(run, folder)
+
+    def _sharing(self, ticket: Ticket) -> Sharing | None:
+        spec = self.spec
+        if spec.features == "off":
+            return None
+        depths = _depths(spec, str(ticket.config["backbone"])) * len(spec.backbones)
+        return Sharing(spec.features, Cache(self.cache), mean_epochs(spec) * spec.budget.trials / depths, depths)
 
     def plan(self, ticket: Ticket) -> TrialPlan:
         """Return what the trial is to do."""
@@ -72,6 +82,31 @@ class FineTuneTrainer:
             threads=spec.resources.cpu,
             precision=spec.resources.precision,
         )
+
+
+def mean_epochs(spec: StudySpec) -> float:
+    """Return how many epochs a trial is expected to train: ASHA lets one in `reduction` and the hold-outs pass each rung."""
+    stopping, budget = spec.early_stopping, spec.budget.epochs
+    if stopping.scheduler == "none":
+        return float(budget)
+    passing = 1 / stopping.reduction
+    passing += (1 - passing) * float(stopping.keep)
+    total, reached, share, rung = 0.0, 0, 1.0, stopping.grace
+    while reached < budget:
+        total += share * (min(rung, budget) - reached)
+        reached, rung, share = min(rung, budget), rung * stopping.reduction, share * passing
+    return total
+
+
+def _depths(spec: StudySpec, backbone: str) -> int:
+    """Return how many depths of `backbone` trials of the study may share."""
+    factors = spec.all_factors
+    n_units = unit_count(backbone)
+    varying = {"tuned_unit", "strategy"} & factors.keys() or spec.constants().get("strategy", "ft") != "ft"
+    factor = factors.get("frozen_depth")
+    if varying or (factor is not None and factor.choice is None):
+        return n_units
+    return len(factor.choice) if factor is not None and factor.choice else 1
 
 
 class _Exclusive:

@@ -10,17 +10,27 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from raystudy.data import PreparedData, fraction_subset
+from raystudy.data import PreparedData, fraction_subset, nesting_order
 from raystudy.errors import Diverged
 from raystudy.factors import Scalar
 from raystudy.finetune import checkpoint as checkpoints
+from raystudy.finetune.activations import Reader
 from raystudy.finetune.backbone import Backbone
-from raystudy.finetune.batches import BatchOrder, ImageStore, TrainingBatches, evaluation_batch_size, evaluation_batches
+from raystudy.finetune.batches import (
+    BatchOrder,
+    ImageStore,
+    TrainingBatches,
+    evaluation_batch_size,
+    evaluation_batches,
+    stored_batches,
+)
 from raystudy.finetune.checkpoint import Checkpoint, Row
 from raystudy.finetune.compute import Compute, out_of_memory_as_error
 from raystudy.finetune.fit import Fitter, Length
@@ -28,6 +38,7 @@ from raystudy.finetune.freezing import check_units, trainable_units
 from raystudy.finetune.hyperparameters import Hyperparameters
 from raystudy.finetune.metrics import Evaluation, evaluate
 from raystudy.finetune.model import BackboneFactory, Classifier, FineTuneModel, build_classifier, build_model
+from raystudy.finetune.prefixes import Prefixes, Sharing, Split
 from raystudy.finetune.seeds import TrialSeeds
 
 _log = logging.getLogger(__name__)
@@ -85,6 +96,7 @@ class _Parts:
     fitter: Fitter
     trained_names: frozenset[str]
     frozen_digest: str
+    prefixes: Prefixes | None
 
 
 class TrialRun:
@@ -95,13 +107,20 @@ class TrialRun:
         data: the decoded images.
         workdir: this trial's own directory, created where needed.
         backbone: a pretrained backbone to start from a copy of, or what builds backbones; by default the plan names one.
+        sharing: how activations of frozen units are shared with other trials; None: they are computed.
 
     Raises:
         SpecError: on a configuration that cannot be; nothing is built yet.
     """
 
     def __init__(
-        self, plan: TrialPlan, data: PreparedData, workdir: Path, *, backbone: Backbone | BackboneFactory | None = None
+        self,
+        plan: TrialPlan,
+        data: PreparedData,
+        workdir: Path,
+        *,
+        backbone: Backbone | BackboneFactory | None = None,
+        sharing: Sharing | None = None,
     ) -> None:
         self.plan = plan
         self.hyper = Hyperparameters.from_config(plan.config)
@@ -109,6 +128,7 @@ class TrialRun:
         self._data = data
         self._workdir = workdir
         self._backbone = backbone
+        self._sharing = sharing
         self._rows: tuple[Row, ...] = ()
         self._parts: _Parts | None = None
 
@@ -165,16 +185,44 @@ class TrialRun:
         classifier = build_classifier(model, resolution=hyper.resolution).to(self.compute.device)
         store = ImageStore(data.images, data.labels, self.compute)
         fitter = self._fitter(model, classifier, store)
-        return _Parts(model, classifier, store, fitter, trained, checkpoints.frozen_digest(model, trained))
+        prefixes = self._prefixes(classifier, store)
+        return _Parts(model, classifier, store, fitter, trained, checkpoints.frozen_digest(model, trained), prefixes)
+
+    def _prefixes(self, classifier: Classifier, store: ImageStore) -> Prefixes | None:
+        if self._sharing is None or not self._data.pixels:
+            return None
+        return Prefixes(self._sharing, classifier, store, self._data.pixels, hyper=self.hyper, compute=self.compute)
 
     def _fitter(self, model: FineTuneModel, classifier: Classifier, store: ImageStore) -> Fitter:
-        hyper, seeds, train = self.hyper, self.plan.seeds, self._data.splits.train
-        subset = fraction_subset(train, self._data.labels, hyper.data_fraction, seed=self.plan.study_seed)
-        order = BatchOrder(np.asarray(subset, dtype=np.int64), hyper.batch_size, seeds)
+        hyper, seeds = self.hyper, self.plan.seeds
+        order = BatchOrder(self._subset, hyper.batch_size, seeds)
         batches = TrainingBatches(store, order, preprocess=classifier.preprocess, hyper=hyper, seeds=seeds)
-        passed_over = len(subset) if self.plan.epoch_unit == "subset_epoch" else len(train)
+        passed_over = len(self._subset) if self.plan.epoch_unit == "subset_epoch" else len(self._data.splits.train)
         length = Length(self.plan.epochs, math.ceil(passed_over / hyper.batch_size))
         return Fitter(model, batches, hyper=hyper, length=length, seeds=seeds, compute=self.compute)
+
+    @cached_property
+    def _subset(self) -> NDArray[np.int64]:
+        """The images that this trial trains on."""
+        train, fraction = self._data.splits.train, self.hyper.data_fraction
+        return np.asarray(fraction_subset(train, self._data.labels, fraction, seed=self.plan.study_seed), dtype=np.int64)
+
+    @cached_property
+    def _splits(self) -> tuple[Split, Split]:
+        """What this trial needs of the training and of the validation images."""
+        data = self._data
+        order = nesting_order(data.splits.train, data.labels, seed=self.plan.study_seed)
+        n_needed = int(np.flatnonzero(np.isin(order, self._subset)).max()) + 1
+        passes = 1.0 if self.plan.epoch_unit == "subset_epoch" else len(order) / len(self._subset)
+        validation = data.splits.validation
+        return (
+            Split("train", order, n_needed, passes, self.hyper.batch_size),
+            Split("validation", validation, len(validation), 1.0, self._evaluation_batch_size),
+        )
+
+    @property
+    def _evaluation_batch_size(self) -> int:
+        return evaluation_batch_size(self.hyper.resolution or int(self._data.images.shape[1]))
 
     def _resume(self, parts: _Parts) -> tuple[Row, ...]:
         """Bring `parts` to the state of the last checkpoint; return the rows up to it."""
@@ -187,9 +235,12 @@ class TrialRun:
         return last.rows
 
     def _run_epoch(self, parts: _Parts, epoch: int) -> Row:
+        began = time.perf_counter()
+        depth = parts.fitter.prefix_depth(epoch)
+        stored, stored_validation = self._stored(parts, depth)
         started = time.perf_counter()
-        trained = parts.fitter.train(epoch)
-        scores = self._validate(parts)
+        trained = parts.fitter.train(epoch, stored)
+        scores = self._validate(parts, stored_validation)
         row = {
             "epoch": epoch,
             "train_loss": trained.loss,
@@ -198,6 +249,8 @@ class TrialRun:
             "val_macro_f1": scores.macro_f1,
             "images_per_second": trained.images_per_second,
             "epoch_seconds": time.perf_counter() - started,
+            "prefix_seconds": started - began,
+            "stored_units": depth if stored else 0,
             **self.compute.peak_memory(),
         }
         _check_finite(row)
@@ -205,10 +258,23 @@ class TrialRun:
         checkpoints.save(self._workdir, self._checkpoint(parts))
         return row
 
-    def _validate(self, parts: _Parts) -> Evaluation:
-        batch_size = evaluation_batch_size(self.hyper.resolution or int(self._data.images.shape[1]))
-        batches = evaluation_batches(parts.store, self._data.splits.validation, batch_size=batch_size)
-        return evaluate(parts.classifier, batches, n_classes=len(self._data.class_names), compute=self.compute)
+    def _stored(self, parts: _Parts, depth: int) -> tuple[Reader | None, Reader | None]:
+        """Return the activations of the first `depth` units on training and validation images, where they are stored."""
+        if parts.prefixes is None:
+            return None, None
+        train, validation = self._splits
+        return parts.prefixes.reader(depth, train), parts.prefixes.reader(depth, validation)
+
+    def _validate(self, parts: _Parts, stored: Reader | None) -> Evaluation:
+        batch_size = self._evaluation_batch_size
+        indices, n_classes = self._data.splits.validation, len(self._data.class_names)
+        if stored is None:
+            batches = evaluation_batches(parts.store, indices, batch_size=batch_size)
+            return evaluate(parts.classifier, batches, n_classes=n_classes, compute=self.compute)
+        parts.classifier.eval()
+        batches = stored_batches(parts.store, stored, indices, batch_size=batch_size)
+        rest = partial(parts.model.rest, depth=stored.depth)
+        return evaluate(rest, batches, n_classes=n_classes, compute=self.compute)
 
     def _checkpoint(self, parts: _Parts) -> Checkpoint:
         state = parts.model.state_dict()

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
 
@@ -27,6 +27,7 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 _NOT_IN_FINGERPRINT: dict[str, Any] = {
     "name": True,
     "resources": {"cpu", "gpu", "concurrent", "priority", "gpu_hour_price", "retries"},
+    "features": True,
     "keep_models": True,
     "tracking_uri": True,
     "budget": {"trials", "hours", "gpu_hours"},
@@ -48,6 +49,10 @@ class StudySpec(BaseModel):
     search: SearchSection = SearchSection()
     early_stopping: EarlyStoppingSection = EarlyStoppingSection()
     resources: ResourcesSection = ResourcesSection()
+    features: Literal["auto", "on", "off"] = Field(
+        default="auto",
+        description="whether trials read the activations of frozen units instead of computing them; changes no result",
+    )
     keep_models: StrictInt = Field(default=3, ge=0, le=1000)
     tracking_uri: StrictStr | None = None
 
