@@ -20,18 +20,17 @@ its epochs after the first. Columns, in images per second where nothing else is 
 from __future__ import annotations
 
 import argparse
-import inspect
 import itertools
 import statistics
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from raystudy.cache import Cache
 from raystudy.data import PreparedData, prepare
 from raystudy.data.prepared import Splits
 from raystudy.factors import Scalar
@@ -42,6 +41,7 @@ from raystudy.finetune.fit import criterion
 from raystudy.finetune.freezing import Phase, freeze
 from raystudy.finetune.model import FineTuneModel, build_classifier
 from raystudy.finetune.optim import GroupedOptimizer, parameter_groups
+from raystudy.finetune.prefixes import Sharing
 from raystudy.finetune.trial import TrialPlan, TrialRun
 
 EPOCHS = 1000
@@ -69,6 +69,7 @@ class Bench:
         device: as `TrialPlan` has it.
         threads: CPU threads.
         seconds: how long to measure each figure, at least.
+        cache: where activations are kept.
     """
 
     data: PreparedData
@@ -77,23 +78,19 @@ class Bench:
     device: str
     threads: int
     seconds: float
+    cache: Cache
 
-    def plan(self, depth: int, features: str) -> TrialPlan:
-        """Return a trial at `depth`; `features`: `on` or `off`, where raystudy's trials know it."""
+    def open(self, depth: int, features: str, folder: Path) -> TrialRun:
+        """Return a trial at `depth` that has not started; `features`: `on` or `off`."""
         config: dict[str, Scalar] = {
             "frozen_depth": depth,
             "batch_size": self.batch_size,
             "learning_rate": 1e-6,
             "schedule": "constant",
         }
-        known: dict[str, Any] = {"features": features} if "features" in names_of_plan() else {}
         plan = TrialPlan(f"{depth}-{features}", 0, config, EPOCHS, 0, device=self.device, threads=self.threads)
-        return replace(plan, **known)
-
-    def open(self, depth: int, features: str, folder: Path) -> TrialRun:
-        """Return a trial that has not started."""
-        known: dict[str, Any] = {"features": features} if "features" in names_of_run() else {}
-        return TrialRun(self.plan(depth, features), self.data, folder, backbone=self.backbone, **known)
+        sharing = Sharing("on", self.cache, epochs=EPOCHS, depths=1) if features == "on" else None
+        return TrialRun(plan, self.data, folder, backbone=self.backbone, sharing=sharing)
 
     def measure(self, depth: int, features: str) -> Speed:
         """Train at `depth` until enough epochs are measured."""
@@ -163,16 +160,6 @@ def steps_for(seconds: float, compute: Compute) -> Iterator[None]:
             return
 
 
-def names_of_plan() -> set[str]:
-    """Return what a `TrialPlan` takes."""
-    return {part.name for part in fields(TrialPlan)}
-
-
-def names_of_run() -> set[str]:
-    """Return what a `TrialRun` takes."""
-    return set(inspect.signature(TrialRun).parameters)
-
-
 def some_images(cache: Path, *, side: int, batch_size: int, steps: int) -> PreparedData:
     """Return digits, `steps` batches of them to train on."""
     data = prepare("sklearn:digits", image_size=side, validation=0.2, test=None, on_bad_image="error", seed=0, cache_dir=cache)
@@ -184,15 +171,12 @@ def some_images(cache: Path, *, side: int, batch_size: int, steps: int) -> Prepa
 
 def print_rows(bench: Bench, depths: list[int]) -> None:
     """Measure at every depth, and print a row each as soon as it is there."""
-    has_cache = "features" in names_of_plan() | names_of_run()
-    if not has_cache:
-        print("skipped: this raystudy's trials have no `features`, so there is nothing cached to measure")
     heads = ("depth", "unit", "train", "cached", "gain", "validate", "cached", "limit", "of limit", "KiB/image", "image")
     print("| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|")
     side = bench.data.images.shape[1]
     for depth in depths:
         plain = bench.measure(depth, "off")
-        cached = bench.measure(depth, "on") if has_cache and depth else None
+        cached = bench.measure(depth, "on") if depth else None
         limit, size = bench.limit(depth)
         best = max(plain.train, cached.train if cached else 0.0)
         cells = [
@@ -232,7 +216,8 @@ def main() -> None:
         print(
             f"{asked.backbone} ({n_units} units), {asked.image_size} px, batch {asked.batch_size}, {name}, {compute.precision}"
         )
-        print_rows(Bench(data, backbone, asked.batch_size, asked.device, asked.threads, asked.seconds), depths)
+        cache = Cache(Path(folder))
+        print_rows(Bench(data, backbone, asked.batch_size, asked.device, asked.threads, asked.seconds, cache), depths)
 
 
 if __name__ == "__main__":

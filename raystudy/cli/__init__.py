@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import click
 
 from raystudy import __version__
-from raystudy.cli import cache, cluster, files, findings, results, studies, submit
+from raystudy.cli import cache, cluster, distance, files, findings, results, studies, submit
 from raystudy.errors import RaystudyError
 
 
@@ -48,6 +48,7 @@ for command in (
     results.export,
     results.verify,
     results.ui,
+    distance.distance,
     cache.cache,
     cluster.head,
     cluster.keys,
