@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from raystudy.cache import Cache, CacheFull
 from raystudy.data import PreparedData, fraction_subset, nesting_order
+from raystudy.errors import SpecError
 from raystudy.factors import Scalar
 from raystudy.finetune import activations, prefixes
 from raystudy.finetune.activations import Layout
@@ -26,7 +27,9 @@ from raystudy.finetune.backbone import Backbone, build_backbone
 from raystudy.finetune.checkpoint import Row
 from raystudy.finetune.model import BackboneFactory
 from raystudy.finetune.prefixes import Cost, Sharing
+from raystudy.finetune.trainer import mean_epochs
 from raystudy.finetune.trial import TrialPlan, TrialRun
+from raystudy.spec import StudySpec
 
 BACKBONES = (
     "mobilenet_v3_small",
@@ -307,3 +310,34 @@ def test_an_activation_comes_back_with_its_values_and_its_strides(
 def test_an_activation_that_cannot_come_back_as_it_was_has_no_layout() -> None:
     assert Layout.of(torch.randn(4, 6)[:, ::2]) is None
     assert Layout.of(torch.zeros(4, 6, dtype=torch.complex64)) is None
+
+
+def _spec(**changes: object) -> StudySpec:
+    factors = {"learning_rate": {"log_uniform": [1e-4, 1e-2]}, "frozen_depth": {"int": [0, "max"]}}
+    small = {
+        "name": "small",
+        "data": {"source": "sklearn:digits", "image_size": 32},
+        "backbone": "resnet18",
+        "factors": factors,
+    }
+    return StudySpec.from_dict({**small, **changes})
+
+
+@pytest.mark.parametrize(
+    ("stopping", "epochs", "expected"),
+    [
+        ({"scheduler": "none"}, 27, 27.0),
+        ({"keep": 0}, 27, 1 + 2 / 3 + 6 / 9 + 18 / 27),
+        ({"keep": 1}, 27, 27.0),
+        ({"keep": 0, "grace": 4, "reduction": 2}, 6, 4 + 2 / 2),
+    ],
+)
+def test_the_epochs_that_a_trial_is_expected_to_train(stopping: dict[str, object], epochs: int, expected: float) -> None:
+    spec = _spec(early_stopping=stopping, budget={"trials": 9, "epochs": epochs})
+    assert mean_epochs(spec) == pytest.approx(expected)
+
+
+def test_features_may_change_on_resume_and_are_checked() -> None:
+    assert _spec(features="off").fingerprint == _spec(features="on").fingerprint == _spec().fingerprint
+    with pytest.raises(SpecError, match="features"):
+        _spec(features="sometimes")

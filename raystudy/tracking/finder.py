@@ -20,8 +20,8 @@ from raystudy.tracking import names
 from raystudy.tracking.findings import LIMIT_S, latest, write_error
 
 _POLL_S = 0.2
-_MOST_THREADS = "4"
-"""More than that make the small matrices of a study slower, and others may need the machine."""
+_MOST_THREADS = str(min(4, os.cpu_count() or 1))
+"""More threads than cores wait for each other, and more than four make the small matrices of a study slower."""
 
 _log = logging.getLogger("raystudy.writer")
 
