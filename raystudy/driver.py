@@ -26,7 +26,7 @@ from raystudy.records import Event, Observer, StudyRecord, StudyResumed, StudySt
 from raystudy.search.director import Director
 from raystudy.shares import Share
 from raystudy.spec import StudySpec
-from raystudy.storage import StoppedWaiting, attended
+from raystudy.storage import StoppedWaiting, attended, tell
 from raystudy.tracking.address import check_reachable, database, tracking_uri
 from raystudy.tracking.feeder import Feeder, Ready
 from raystudy.tracking.journal import Journal, read_journal
@@ -250,9 +250,15 @@ def _run_trials(director: Director, setting: Setting, trainer: Trainer, files: S
         run_inline(director, Worker(trainer, logs=files.logs))
     else:
         from raystudy.search.capacity import cluster_slots
+        from raystudy.search.packing import pack
+        from raystudy.search.remote_probe import gpu_need_on_cluster
         from raystudy.search.tune import run_on_tune
 
         slots = cluster_slots(resources.cpu, resources.gpu, resources.concurrent, resources.retries)
+        if setting.trainer is None:
+            slots = pack(
+                director.spec, slots, lambda: gpu_need_on_cluster(director.spec, slots, tell, lambda: director.must_stop)
+            )
         run_on_tune(director, trainer, slots, logs=files.logs, quota=_quota(director.spec, slots, files))
 
 

@@ -85,7 +85,9 @@ def test_a_step_is_an_epoch() -> None:
 def test_every_way_to_end_has_its_state_and_a_reason_on_one_line(error: Exception, state: TrialState, reason: str) -> None:
     worker = Worker(Raising(error))
     worker.start(ticket(0))
-    assert worker.step() == Step(state=state, reason=reason)
+    ended = Step(state=state, reason=reason, is_out_of_memory=reason.startswith("out of memory"))
+    assert worker.step() == ended
+    assert worker.step() == ended  # and stays so: whoever asks again is told the same
 
 
 def test_a_reason_is_never_longer_than_a_tag_may_be() -> None:

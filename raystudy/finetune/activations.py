@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raystudy.cache import Cache, Entry, Writer
+from raystudy.finetune import gpu_share
 from raystudy.finetune.batches import ImageStore
 from raystudy.finetune.compute import Compute
 from raystudy.finetune.model import Classifier
@@ -241,7 +242,7 @@ class Reader:
         self._device = compute.device
         self._resident: Tensor | None = None
         size = sum(block.nbytes for block in self._blocks)
-        if resident and compute.is_gpu and size <= _GPU_SHARE * torch.cuda.mem_get_info(compute.device)[0]:
+        if resident and compute.is_gpu and size <= _GPU_SHARE * gpu_share.room(compute.device):
             self._resident = torch.cat([torch.from_numpy(np.array(block)).to(compute.device) for block in self._blocks])
 
     def fetch(self, indices: Indices) -> Tensor:

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from raystudy.finetune import gpu_share
 from raystudy.finetune.augmentation import augment, draw_mixup
 from raystudy.finetune.compute import Compute
 from raystudy.finetune.hyperparameters import Hyperparameters
@@ -56,7 +57,7 @@ class ImageStore:
         self._device = compute.device
         self._labels = torch.from_numpy(np.array(labels, dtype=np.int64)).to(compute.device)
         self._resident: Tensor | None = None
-        if compute.is_gpu and images.nbytes <= _GPU_SHARE * torch.cuda.mem_get_info(compute.device)[0]:
+        if compute.is_gpu and images.nbytes <= _GPU_SHARE * gpu_share.room(compute.device):
             self._resident = torch.from_numpy(np.array(images)).to(compute.device)
 
     def fetch(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:

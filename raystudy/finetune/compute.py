@@ -63,6 +63,7 @@ class Compute:
     def reset_peak_memory(self) -> None:
         """Start a new measurement of the peak; a no-op on the CPU."""
         if self.is_gpu:
+            torch.cuda.init()  # a fresh process has no statistics to reset
             torch.cuda.reset_peak_memory_stats(self.device)
 
     def peak_memory(self) -> dict[str, float]:

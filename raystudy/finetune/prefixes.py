@@ -31,6 +31,8 @@ _WRITE_BYTES_PER_S = 5e8
 _MOST_OF_CACHE = 0.8
 """Share of the cache that one study's activations may be expected to take: what evicts itself helps nobody."""
 _READERS_KEPT = 8
+_READERS_KEPT_ON_GPU = 2
+"""Those of the trial at work: what a reader keeps on the GPU is taken from whatever trains there next."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +141,7 @@ class Prefixes:
         key = (blocks.key(prefix, depth, split.order), split.n_needed)
         if key not in _readers:
             _readers[key] = self._open(blocks, prefix, split)
-            while len(_readers) > _READERS_KEPT:
+            while len(_readers) > (_READERS_KEPT_ON_GPU if self._compute.is_gpu else _READERS_KEPT):
                 _readers.popitem(last=False)
         _readers.move_to_end(key)
         return _readers[key]

@@ -14,6 +14,7 @@ from typing import Any
 import ray
 from ray import tune
 
+from raystudy.finetune import gpu_share
 from raystudy.search import messages
 from raystudy.search.worker import Worker
 from raystudy.storage import attend
@@ -47,6 +48,7 @@ class TrialActor(tune.Trainable):
             "node": self._worker.node,
             "node_id": self._node_id,
             "seconds": step.seconds,
+            "is_out_of_memory": step.is_out_of_memory,
         }
 
     def cleanup(self) -> None:
@@ -61,6 +63,7 @@ class TrialActor(tune.Trainable):
 
     def _start(self, config: Mapping[str, Any]) -> None:
         self._trial_id = config["trial_id"]
+        gpu_share.take(config["gpu"])
         self._worker.start(_ticket(config))
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import ray
 
@@ -23,21 +24,44 @@ class Slots:
         gpu: GPUs (or a share of one) per trial.
         concurrent: trials at a time, at most.
         retries: times a trial is handed out again after its process died.
+        learns: whether `gpu` is a share that was worked out, and grows where trials run out of memory.
     """
 
     cpu: int
     gpu: float
     concurrent: int
     retries: int
+    learns: bool = False
 
 
 def cluster_slots(cpu: int, gpu: float | str, concurrent: int | str, retries: int) -> Slots:
     """Turn `auto` into numbers by what the connected cluster has or can start.
 
-    A trial gets a whole GPU where there are any; as many trials run at once as fit.
+    A trial gets a whole GPU where there are any, until it is known how many fit (`packing`); as many trials run at once as fit.
     """
     per_trial = (1.0 if _has_gpus() else 0.0) if gpu == "auto" else float(gpu)
     return Slots(cpu, per_trial, fitting_trials(cpu, per_trial) if concurrent == "auto" else int(concurrent), retries)
+
+
+def with_gpu(slots: Slots, gpu: float, concurrent: int | str, *, learns: bool = False) -> Slots:
+    """Return the same with another share of a GPU for each trial, and so many at a time as fit with it (`auto`)."""
+    at_a_time = fitting_trials(slots.cpu, gpu) if concurrent == "auto" else int(concurrent)
+    return replace(slots, gpu=gpu, concurrent=at_a_time, learns=learns)
+
+
+def most_per_gpu(cpu: int, trials: int) -> int:
+    """Return how many trials it makes sense to put on a GPU, whatever they need of it; at least 1.
+
+    No more than every node with GPUs has CPUs for: on one with fewer, some GPUs would be full and others empty. And no more
+    than `trials` at a time come to when they are spread over all GPUs.
+    """
+    now = [(node, 1) for node in _nodes() if _fitting(node, cpu, 1)]
+    later = [(node, count) for node, count in _node_groups() if _fitting(node, cpu, 1)]
+    if not now and not later:
+        return 1
+    by_cpus = min(int(node["CPU"] // cpu // int(node["GPU"])) for node, _ in [*now, *later])
+    gpus = max(sum(count * int(node["GPU"]) for node, count in nodes) for nodes in (now, later))
+    return max(1, min(by_cpus, math.ceil(trials / gpus)))
 
 
 def fitting_trials(cpu: int, gpu: float) -> int:

@@ -6,6 +6,7 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +14,15 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from raystudy import paths
-from raystudy.errors import InputError, RaystudyError
+from raystudy.errors import InputError, OutOfMemory, RaystudyError
 from raystudy.preflight import space_of
 from raystudy.search import messages
-from raystudy.search.capacity import Slots, cluster_slots, fitting_trials
+from raystudy.search.capacity import Slots, cluster_slots, fitting_trials, most_per_gpu, with_gpu
+from raystudy.search.packing import most_at_a_time, trials_per_gpu
 from raystudy.spec import StudySpec
 
 if TYPE_CHECKING:
+    from raystudy.finetune.gpu_memory import GpuNeed
     from raystudy.finetune.probe import Probe
 
 _START_TIMEOUT_S = 600.0
@@ -68,17 +71,56 @@ def probe_on_cluster(spec: StudySpec, say: Callable[[str], None]) -> Measured | 
     """
     resources = spec.resources
     slots = cluster_slots(resources.cpu, resources.gpu, resources.concurrent, resources.retries)
-    box = uuid.uuid4().hex
-    # A process that has used a GPU keeps a part of its memory: it must not outlive the measurement.
-    task = ray.remote(num_cpus=slots.cpu, num_gpus=slots.gpu, max_calls=1, max_retries=_RETRIES)(_measure)
-    answer = task.remote(spec, box)
-    if not _is_answered(answer, box, slots, say):
-        ray.cancel(answer)
+    answer = _asked(_measure, spec, slots, say)
+    if answer is None:
         return None
-    probe, node = _result(answer)
+    probe, need, node = answer
+    if need is not None:
+        count = trials_per_gpu(need.need, need.total, most=most_per_gpu(slots.cpu, most_at_a_time(spec)))
+        slots = with_gpu(slots, 1 / count, resources.concurrent)
     return Measured(
         probe, node, slots.cpu, slots.gpu, _at_a_time(spec, slots, slots.gpu), _at_a_time(spec, slots, max(slots.gpu, 1.0))
     )
+
+
+def gpu_need_on_cluster(
+    spec: StudySpec, slots: Slots, say: Callable[[str], None], stops: Callable[[], bool] = lambda: False
+) -> GpuNeed | None:
+    """Measure how much memory the study's largest trial needs, on a GPU of the cluster that this process is connected to.
+
+    Args:
+        spec: the study.
+        slots: what the measurement gets; whole GPUs.
+        say: is told of a wait.
+        stops: whether to give up waiting.
+
+    Returns:
+        The measurement; None if there was no place for it.
+
+    Raises:
+        InputError: the images cannot be read on the node.
+        RaystudyError: whatever else went wrong there; `OutOfMemory` if the trial does not fit on a GPU.
+    """
+    need: GpuNeed | None = _asked(_measure_memory, spec, slots, say, stops)
+    return need
+
+
+def _asked(
+    what: Callable[[StudySpec, str], Any],
+    spec: StudySpec,
+    slots: Slots,
+    say: Callable[[str], None],
+    stops: Callable[[], bool] = lambda: False,
+) -> Any:
+    """Run a measurement where a trial would run; return None if no place became free."""
+    box = uuid.uuid4().hex
+    # A process that has used a GPU keeps a part of its memory: it must not outlive the measurement.
+    task = ray.remote(num_cpus=slots.cpu, num_gpus=slots.gpu, max_calls=1, max_retries=_RETRIES)(what)
+    answer = task.remote(spec, box)
+    if not _is_answered(answer, box, slots, say, stops):
+        ray.cancel(answer)
+        return None
+    return _result(answer)
 
 
 def _at_a_time(spec: StudySpec, slots: Slots, gpu: float) -> int:
@@ -87,24 +129,44 @@ def _at_a_time(spec: StudySpec, slots: Slots, gpu: float) -> int:
     return fit if spec.resources.concurrent == "auto" else min(int(spec.resources.concurrent), fit)
 
 
-def _measure(spec: StudySpec, box: str) -> tuple[Probe, str]:
+def _measure(spec: StudySpec, box: str) -> tuple[Probe, GpuNeed | None, str]:
     """Measure on this node, with its own copy of the images; say in `box` that it has begun."""
     messages.send(box, "begun")
+    from raystudy.finetune.gpu_memory import measure_need
     from raystudy.finetune.probe import probe
     from raystudy.finetune.trainer import open_data
 
     node = socket.gethostname()
     try:
-        return probe(spec, space_of(spec), open_data(spec, paths.cache())), node
+        data, space = open_data(spec, paths.cache()), space_of(spec)
+        measured = probe(spec, space, data)
+        need = None
+        if spec.resources.gpu == "auto" and measured.gpus:
+            with suppress(OutOfMemory):  # a GPU for each trial, then
+                need = measure_need(spec, space, data)
     except InputError as error:
         raise type(error)(error.problems, title=f"on the cluster's node {node}") from error
+    return measured, need, node
 
 
-def _is_answered(answer: Any, box: str, slots: Slots, say: Callable[[str], None]) -> bool:
+def _measure_memory(spec: StudySpec, box: str) -> GpuNeed:
+    """Measure the largest trial on this node, likewise."""
+    messages.send(box, "begun")
+    from raystudy.finetune.gpu_memory import measure_need
+    from raystudy.finetune.trainer import open_data
+
+    return measure_need(spec, space_of(spec), open_data(spec, paths.cache()))
+
+
+def _is_answered(
+    answer: Any, box: str, slots: Slots, say: Callable[[str], None], stops: Callable[[], bool] = lambda: False
+) -> bool:
     """Wait for the measurement, which may take long only once it has begun; return False where it does not begin."""
     asked = time.monotonic()
     has_begun, is_told = False, False
     while not ray.wait([answer], timeout=_LISTEN_S)[0]:
+        if stops():
+            return False
         has_begun = has_begun or bool(messages.receive(box))
         waited = time.monotonic() - asked
         if has_begun:

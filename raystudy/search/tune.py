@@ -16,6 +16,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,11 @@ from ray.tune.search import SearchAlgorithm
 from raystudy.records import StudyState, TrialState
 from raystudy.search import messages
 from raystudy.search.actor import TrialActor
-from raystudy.search.capacity import Slots
+from raystudy.search.capacity import Slots, fitting_trials
 from raystudy.search.deaths import LastingTrial
 from raystudy.search.director import Director
 from raystudy.search.notices import Notices
+from raystudy.search.packing import Packing
 from raystudy.storage import tell
 from raystudy.work import Trainer
 
@@ -43,6 +45,7 @@ Quota = Callable[[int, int], int]
 
 _LIVE: dict[str, Director] = {}
 _QUOTAS: dict[str, Quota] = {}
+_PACKINGS: dict[str, Packing] = {}
 
 _TUNE_SETTINGS = {
     # The director's journal is the record; Tune's loggers and snapshots would only cost time (stack: 20 % of the loop).
@@ -74,26 +77,27 @@ def run_on_tune(
     key = uuid.uuid4().hex
     _LIVE[key] = director
     _QUOTAS[key] = quota or (lambda _running, _left: slots.concurrent)
+    _PACKINGS[key] = Packing(slots, partial(fitting_trials, slots.cpu))
     director.place(cpu=slots.cpu, gpu=slots.gpu, concurrent=slots.concurrent)
     folder = Path(tempfile.mkdtemp(prefix="raystudy-tune-"))
     try:
         with _environment({**_TUNE_SETTINGS, "TUNE_MAX_PENDING_TRIALS_PG": str(slots.concurrent)}):
             _tuner(key, trainer, slots, logs, folder).fit()
     finally:
-        del _LIVE[key], _QUOTAS[key]
+        del _LIVE[key], _QUOTAS[key], _PACKINGS[key]
         shutil.rmtree(folder, ignore_errors=True)
     return director.finish()
 
 
 def _tuner(key: str, trainer: Trainer, slots: Slots, logs: Path | None, folder: Path) -> tune.Tuner:
     actor = tune.with_resources(
-        tune.with_parameters(TrialActor, trainer=trainer, logs=logs, box=key), {"cpu": slots.cpu, "gpu": slots.gpu}
+        tune.with_parameters(TrialActor, trainer=trainer, logs=logs, box=key), partial(_needs, slots.cpu)
     )
     return tune.Tuner(
         actor,
         tune_config=tune.TuneConfig(
             search_alg=_Search(key, slots),
-            scheduler=_Judge(key),
+            scheduler=_Judge(key, slots.cpu),
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(
@@ -105,6 +109,12 @@ def _tuner(key: str, trainer: Trainer, slots: Slots, logs: Path | None, folder: 
             verbose=0,
         ),
     )
+
+
+def _needs(cpu: int, config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
+    """Return what a trial gets; Tune hands processes on only between trials that get the same."""
+    gpu = {"GPU": float(config["gpu"])} if config["gpu"] else {}
+    return tune.PlacementGroupFactory([{"CPU": float(cpu), **gpu}])
 
 
 class _Search(SearchAlgorithm):
@@ -129,7 +139,12 @@ class _Search(SearchAlgorithm):
         if trial is None:
             return None
         spec = self._experiment.spec
-        config = {"trial_id": trial.trial_id, "number": trial.number, "hyperparameters": director.config(trial)}
+        config = {
+            "trial_id": trial.trial_id,
+            "number": trial.number,
+            "hyperparameters": director.config(trial),
+            "gpu": _PACKINGS[self._key].gpu,
+        }
         return LastingTrial(
             spec["run"],
             config=config,
@@ -146,21 +161,25 @@ class _Search(SearchAlgorithm):
     def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:  # noqa: ARG002
         """Take notice of a trial that Tune gave up: its process died more often than it is retried, or never came up."""
         director, reason = _LIVE[self._key], _Watcher.last_words.pop(trial_id, "its process died")
+        _PACKINGS[self._key].waiting.discard(trial_id)
         if error and not director.failure:  # where no process comes up, the trial is as new: a resume may try it again
             director.end(trial_id, TrialState.FAILED, reason)
 
 
 def _allowed(key: str) -> int:
-    director = _LIVE[key]
-    return _QUOTAS[key](director.running, director.left)
+    director, packing = _LIVE[key], _PACKINGS[key]
+    if packing.waiting:
+        return 0
+    allowed = _QUOTAS[key](director.running, director.left)
+    return allowed if packing.learnt is None else min(allowed, packing.learnt)
 
 
 class _Judge(FIFOScheduler):
     """Whether a trial goes on."""
 
-    def __init__(self, key: str) -> None:
+    def __init__(self, key: str, cpu: int) -> None:
         super().__init__()
-        self._key = key
+        self._key, self._cpu = key, cpu
         self._notices = Notices()
         self._has_left = False
 
@@ -178,6 +197,8 @@ class _Judge(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: LastingTrial, result: dict[str, Any]) -> str:  # noqa: ARG002
         director = _LIVE[self._key]
+        if result.get("is_out_of_memory") and self._begins_again_alone(trial, result["reason"]):
+            return TrialScheduler.CONTINUE
         leaves = self._notices.is_leaving(result["node_id"])
         self._has_left = self._has_left or leaves
         if result.get("state"):
@@ -189,9 +210,26 @@ class _Judge(FIFOScheduler):
             trial.move(f"its node {result['node']} is about to be taken away")
         return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
 
+    def _begins_again_alone(self, trial: LastingTrial, reason: str) -> bool:
+        """Move a trial that ran out of memory to a GPU of its own; return False where it had one."""
+        director, packing, share = _LIVE[self._key], _PACKINGS[self._key], trial.config["gpu"]
+        if not 0 < share < 1:
+            return False
+        if trial.trial_id in packing.waiting:  # it was asked once more before its process was gone
+            return True
+        if packing.retry_alone(trial.trial_id, share):
+            director.place(cpu=self._cpu, gpu=packing.gpu, concurrent=packing.concurrent)
+            tell(f"{trial.trial_id} ran out of memory: from now on {round(1 / packing.gpu)} trials share a GPU, at most")
+        # The process goes too: whatever else fills its memory, the next one begins with none of it.
+        trial.move(f"{reason} (on a GPU that it shared; it begins again with one to itself)")
+        return True
+
     def on_trial_error(self, tune_controller: Any, trial: LastingTrial) -> None:
         """Remember why the process died; comes before a retry as well as before the end."""
         trial.requeued(tune_controller)
+        if trial.trial_id in _PACKINGS[self._key].waiting:
+            trial.set_config({**trial.config, "gpu": 1.0})
+            trial.update_resources(_needs(self._cpu, trial.config))
         if trial.death is None or trial.is_echo:
             return
         _Watcher.last_words[trial.trial_id] = trial.death.reason
@@ -233,6 +271,8 @@ class _Watcher(tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: LastingTrial, **info: Any) -> None:  # noqa: ARG002
         trial.is_at_work = True
+        if trial.config["gpu"] >= 1:
+            _PACKINGS[self._key].waiting.discard(trial.trial_id)
         _Watcher.stillbirths.pop(self._key, None)
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: LastingTrial, **info: Any) -> None:  # noqa: ARG002

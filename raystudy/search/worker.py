@@ -30,6 +30,7 @@ class Step:
     reason: str = ""
     seconds: float = 0.0
     """How long the trial has held this process since its last step, or since it was taken on."""
+    is_out_of_memory: bool = False
 
 
 class Worker:
@@ -44,16 +45,19 @@ class Worker:
         self._epochs: Iterator[Mapping[str, float]] | None = None
         self._handler: logging.Handler | None = None
         self._mark = 0.0
+        self._end: Step | None = None
 
     def start(self, ticket: Ticket) -> None:
         """Take on a trial; whatever was left of the one before is freed first. Nothing is built before the first step."""
         self.close()
-        self._ticket = ticket
+        self._ticket, self._end = ticket, None
         self._mark = time.monotonic()
         self._open_log(ticket)
 
     def step(self) -> Step:
-        """Train for one epoch."""
+        """Train for one epoch; a trial that has ended by itself stays as it ended."""
+        if self._end is not None:
+            return self._end
         try:
             metrics = dict(next(self._iterator()))
         except StopIteration:
@@ -61,7 +65,7 @@ class Worker:
         except Diverged as error:
             return self._ended(TrialState.DIVERGED, str(error))
         except (OutOfMemory, MemoryError) as error:
-            return self._ended(TrialState.FAILED, f"out of memory: {error}")
+            return self._ended(TrialState.FAILED, f"out of memory: {error}", is_out_of_memory=True)
         except Exception as error:
             _log.error("%s", traceback.format_exc())
             return self._ended(TrialState.FAILED, f"{type(error).__name__}: {error}")
@@ -89,10 +93,11 @@ class Worker:
             self._epochs = iter(self._training.epochs())
         return self._epochs
 
-    def _ended(self, state: TrialState, reason: str) -> Step:
+    def _ended(self, state: TrialState, reason: str, *, is_out_of_memory: bool = False) -> Step:
         reason = " ".join(reason.split())[:500]
         _log.warning("trial ended: %s, %s", state.value, reason)
-        return Step(state=state, reason=reason)
+        self._end = Step(state=state, reason=reason, is_out_of_memory=is_out_of_memory)
+        return self._end
 
     def _open_log(self, ticket: Ticket) -> None:
         if self._logs is None:
