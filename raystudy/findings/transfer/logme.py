@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from raystudy.findings.transfer.sample import Floats, class_labels, matrix
 
+_STARTS = (1e-3, 1.0, 1e3)
 _ROUNDS = 10_000
 _CONVERGED = 1e-9
 _SMALLEST, _LARGEST = 1e-12, 1e12
@@ -49,8 +50,14 @@ def _evidence(squares: Floats, z2: Floats, rest: float, n: int) -> float:
     """Return the maximised log evidence per image of one class."""
     if len(squares) == 0:  # every feature is 0
         return _evidence_at(1.0, np.ones(1), np.zeros(1), rest, n)
+    # Of few images the evidence may have several maxima: from starts that do not depend on the features' scale, the best.
+    return max(_evidence_from(float(squares.mean()) * start, squares, z2, rest, n) for start in _STARTS)
+
+
+def _evidence_from(t: float, squares: Floats, z2: Floats, rest: float, n: int) -> float:
+    """Return the log evidence per image where the iteration from a / b = t ends."""
     low, high = squares.max() * _SMALLEST, squares.max() * _LARGEST
-    t = float(np.clip(1.0, low, high))
+    updated = t = float(np.clip(t, low, high))
     for _ in range(_ROUNDS):
         updated = float(np.clip(_next(t, squares, z2, rest, n), low, high))
         if abs(updated - t) <= _CONVERGED * t:
