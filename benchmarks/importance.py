@@ -348,8 +348,8 @@ def one_cost(task: tuple[str, int, int]) -> tuple[float, int]:
 
 
 HOW = """
-recensoring: skipped, it takes a real study that was run without early stopping:
-    raystudy run STUDY.yaml --set early_stopping=none
+recensoring: skipped, it takes a real study that was run without early stopping, such as benchmarks/recensoring.yaml:
+    raystudy run STUDY.yaml
     python benchmarks/importance.py --only recensoring --study NAME [--tracking-uri URI]
 or its evidence (raystudy.tracking.findings.evidence(reports, trials, factors, metric)) as a parquet file:
     python benchmarks/importance.py --only recensoring --log FILE.parquet --study STUDY.yaml"""
