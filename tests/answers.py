@@ -206,6 +206,11 @@ def single() -> Importance:
     )
 
 
+def plain() -> Importance:
+    """Return an answer with a share and little else: it is drawn in no time."""
+    return usual(shares=(share("learning_rate", 0.94),), pairs=(), effects=(), surfaces=(), epochs=())
+
+
 def hopeless() -> Importance:
     """Return the answer of a study that says nothing."""
     reason = "only 8 trials reported, and none after epoch 1"

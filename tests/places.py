@@ -12,9 +12,14 @@ from typing import Any
 
 import yaml
 
+from raystudy.studies import open_study
+
 TIMES = {"started", "ended", "wall_seconds", "run_id", "node", "images_per_second", "epoch_seconds", "gpu_peak_gib"}
 TIMES |= {"prefix_seconds", "stored_units"}  # what is stored follows from a measurement of time
 """Columns of the trials table that no seed decides."""
+
+SMALL: Mapping[str, Any] = {"budget": {"trials": 6, "epochs": 4}, "keep_models": 0}
+"""The changes that make the small study the one that several tests disturb and compare with an undisturbed one."""
 
 
 @dataclass(frozen=True)
@@ -73,13 +78,18 @@ class Place:
         """Run a command with --json and return what it prints."""
         return json.loads(self.call(*arguments, "--json", expect=expect))
 
+    @property
+    def tracking_uri(self) -> str:
+        """The local MLflow store."""
+        return f"sqlite:///{self.folder / 'home' / 'mlflow.db'}"
+
     def journal(self, name: str = "small") -> Path:
         """Return the study's journal."""
         return self.folder / "home" / "studies" / name / "journal.jsonl"
 
     def table(self, name: str = "small") -> list[dict[str, Any]]:
-        """Return the trials table without what no seed decides."""
-        rows = self.json("trials", name)
+        """Return the trials table without what no seed decides, as `trials --json` prints it."""
+        rows = json.loads(json.dumps(open_study(name, self.tracking_uri).trials().to_pylist(), default=str))
         return [{key: value for key, value in row.items() if key.removeprefix("best_") not in TIMES} for row in rows]
 
     def findings(self, name: str = "small") -> dict[str, Any]:
@@ -89,7 +99,33 @@ class Place:
         found: dict[str, Any] = json.loads(file.read_text())
         return found
 
+    def events(self, name: str = "small") -> int:
+        """Return how many events the study's journal holds."""
+        journal = self.journal(name)
+        return journal.read_bytes().count(b"\n") if journal.exists() else 0
+
     def decisions(self, name: str = "small") -> list[dict[str, Any]]:
         """Return the rung decisions in journal order, without times."""
         events = [json.loads(line.split(" ", 1)[1]) for line in self.journal(name).read_text().splitlines()]
         return [{key: value for key, value in event.items() if key != "time"} for event in events if event["kind"] == "decided"]
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """What came of a study that nobody disturbed.
+
+    Attributes:
+        place: where it ran.
+        told: what its command printed.
+        table: its trials without what no seed decides.
+        decisions: its rung decisions without times.
+        events: how many events its journal holds.
+        findings: what matters in it.
+    """
+
+    place: Place
+    told: str
+    table: list[dict[str, Any]]
+    decisions: list[dict[str, Any]]
+    events: int
+    findings: dict[str, Any]

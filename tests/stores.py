@@ -40,10 +40,20 @@ def feed(files: StudyPaths, uri: str, events: Iterable[Event] = ()) -> StudyReco
 
 
 def empty_store(home: Path) -> str:
-    """Return the address of a new SQLite store in `home`."""
+    """Return the address of a new SQLite store in `home`, whose disk this process does not wait for."""
+    _wait_for_no_disk()
     home.mkdir(parents=True, exist_ok=True)
     (home / "mlflow.db").write_bytes(_empty_database())
     return f"sqlite:///{home / 'mlflow.db'}"
+
+
+@cache
+def _wait_for_no_disk() -> None:
+    """Let SQLite leave writing to the disk to the operating system, from this process only: nobody cuts the power."""
+    from sqlalchemy import event
+    from sqlalchemy.engine import Engine
+
+    event.listen(Engine, "connect", lambda connection, _: connection.execute("PRAGMA synchronous = OFF").close())
 
 
 @cache
@@ -69,6 +79,8 @@ class Server:
         self.port = free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
         self._folder = folder
+        if not (folder / "mlflow.db").exists():
+            empty_store(folder)
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:

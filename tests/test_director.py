@@ -118,7 +118,7 @@ def leave_checkpoints(spec: StudySpec, trainer: ToyTrainer, prefix: Sequence[Eve
 
 
 @given(studies(), mishaps, st.lists(st.floats(0, 1), min_size=1, max_size=4), st.booleans(), st.booleans())
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_a_study_killed_anywhere_any_number_of_times_ends_as_the_undisturbed_one(
     spec: StudySpec, mishaps: dict[int, Mishap], cuts: list[float], has_checkpoints: bool, ahead: bool
 ) -> None:

@@ -267,7 +267,7 @@ def test_where_the_images_are_unusable_nothing_was_started(
     [
         ("127.0.0.1:9", "no Ray cluster answers at RAY_ADDRESS=127.0.0.1:9"),
         ("ray://127.0.0.1:9", "no Ray cluster answers at RAY_ADDRESS=ray://127.0.0.1:9"),
-        ("127.0.0.1:99999", "no Ray cluster answers"),
+        ("127.0.0.1:65545", "no Ray cluster answers"),  # no port has this number; Ray takes it for 9
         ("nonsense", "the Ray cluster at RAY_ADDRESS=nonsense cannot be used"),
     ],
 )

@@ -236,7 +236,8 @@ def test_the_weights_name_their_architecture(exported: ExportedModel) -> None:
 def test_exporting_leaves_the_model_as_it_was(tmp_path: Path) -> None:
     classifier = make_classifier()
     before = {name: tensor.clone() for name, tensor in classifier.state_dict().items()}
-    export_tiny(tmp_path / "out", classifier)
+    assert export_tiny(tmp_path, classifier).folder == tmp_path, "an empty folder is filled"
+    assert (tmp_path / "model.pt2").exists()
     assert all(module.training for module in classifier.modules())
     assert all(parameter.requires_grad for parameter in classifier.parameters())
     assert all(torch.equal(tensor, before[name]) for name, tensor in classifier.state_dict().items())
@@ -247,11 +248,6 @@ def test_a_model_without_preprocessing_gets_that_of_its_backbone(tmp_path: Path)
     export_tiny(tmp_path / "out", model)
     loaded = load_exported(tmp_path / "out", build=build_tiny_backbone)
     assert torch.allclose(loaded(some_images(2)), logits_of(build_classifier(model), some_images(2)), atol=1e-5)
-
-
-def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
-    assert export_tiny(tmp_path).folder == tmp_path
-    assert (tmp_path / "model.pt2").exists()
 
 
 def test_a_folder_that_is_not_empty_is_refused_and_left_alone(tmp_path: Path) -> None:

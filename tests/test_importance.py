@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from truths import METRIC, Truth, conditional, ishigami, linear, log_measure
+from truths import METRIC, linear
 
 from raystudy.errors import InputError
 from raystudy.findings.answer import Importance, Interval
 from raystudy.findings.importance import FEWEST_TRIALS, importance
-from raystudy.findings.question import NULL_FACTOR
 from raystudy.findings.selfcheck import LeftOut, self_check
 
 FACTORS: dict[str, Any] = {
@@ -62,22 +61,6 @@ def table(given: dict[str, list[Any]], epochs: int = 1, last: int = 9, **more: l
 
 def with_column(reports: pa.Table, name: str, values: Any) -> pa.Table:
     return reports.set_column(reports.column_names.index(name), name, pa.array(values))
-
-
-@pytest.mark.parametrize(
-    ("truth", "n"),
-    [(ishigami(), 128), (log_measure(), 64), (conditional(), 64)],
-    ids=["ishigami", "log measure", "conditional"],
-)
-@pytest.mark.slow
-def test_known_truths(truth: Truth, n: int) -> None:
-    answer = importance(truth.sample(n, 1), truth.factors, metric=METRIC, budget=1, details=False)
-    assert first_orders(answer) == pytest.approx(truth.first_order, abs=0.05)
-    totals = {share.name: share.total.value for share in answer.shares if share.total}
-    assert totals == pytest.approx(truth.total, abs=0.06)
-    assert answer.check is not None
-    assert answer.check.passed
-    assert NULL_FACTOR not in first_orders(answer)
 
 
 @pytest.mark.slow
@@ -157,7 +140,7 @@ def test_a_factor_that_never_varied_has_no_share() -> None:
     assert unknown.first_order is unknown.total is None
     assert (unknown.verdict, unknown.reason) == ("not identified", "all trials have drop=0.25")
     assert "All trials have drop=0.25: its share is not known, and the others' are those at this value." in answer.notes
-    assert answer.shares[0].name == "lr"
+    assert first_orders(answer) == pytest.approx({"lr": 0.8, "opt": 0.2}, abs=0.05)
 
 
 @pytest.mark.slow
@@ -219,9 +202,9 @@ def test_bad_input_is_named(reports: pa.Table, more: dict[str, Any], texts: list
 
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_answer_in_whatever_order_the_rows_are() -> None:
-    reports = table(configs(14, 3), last=1)
+    reports = table(configs(14, 3), epochs=3, last=3)
     shuffled = reports.take(np.random.default_rng(0).permutation(reports.num_rows))
-    one, again, other = (ask(rows, budget=1) for rows in (reports, reports, shuffled))
+    one, again, other = (ask(rows, budget=3) for rows in (reports, reports, shuffled))
     assert one == again
     assert first_orders(one) == pytest.approx(first_orders(other), abs=0.01)
     assert [share.verdict for share in one.shares] == [share.verdict for share in other.shares]
@@ -261,9 +244,10 @@ def test_everything_given_leaves_nothing_to_compare() -> None:
 def test_the_factor_that_makes_trials_diverge_is_named() -> None:
     given = configs(40, 2)
     bad = (lr_place(given["lr"]) > 0.7).tolist()
-    reports = table(given, last=1, state=["diverged" if one else "completed" for one in bad])
-    values = [float("nan") if one else value for one, value in zip(bad, reports["m"].to_pylist(), strict=True)]
-    answer = ask(with_column(reports, "m", values), budget=1)
+    reports = table(given, epochs=2, last=2, state=["diverged" if one else "completed" for one in bad])
+    is_last = np.array(reports["epoch"]) == 2
+    values = np.where(np.repeat(bad, 2) & is_last, np.nan, np.array(reports["m"]))
+    answer = ask(with_column(reports, "m", values), budget=2)
     assert answer.n_diverged == sum(bad)
     assert answer.trouble is not None
     assert answer.trouble.shares[0].name == "lr"
@@ -315,7 +299,8 @@ def test_permuted_results_have_no_important_factor() -> None:
     values = np.random.default_rng(5).permutation(reports[METRIC].to_numpy())
     answer = importance(with_column(reports, METRIC, values), LINEAR.factors, metric=METRIC, budget=1, details=False)
     for share in answer.shares:
-        assert share.verdict != "important" or share.first_order is None or share.first_order.low <= 0.1
+        assert share.first_order is not None
+        assert share.first_order.low < 0.1
     assert answer.loo_r2 is not None
     assert answer.loo_r2 < 0.3
 

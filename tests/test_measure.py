@@ -21,7 +21,7 @@ from raystudy.findings.measure import Measure, parse_region, sobol_points
 from raystudy.space import Space
 from raystudy.spec import Factor, StudySpec
 
-some = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+some = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 seeds = st.integers(0, 2**32 - 1)
 
 FORMS: dict[str, Plain] = {

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -12,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from images import write_idx
 from journals import SPEC, Clock, config_of, metrics_of, spec_dict, started, study_events, trial_events
 from stores import Server, empty_store, feed, free_port
 from tiny import build_tiny_backbone, tiny_data, tiny_run
@@ -466,57 +468,69 @@ def test_weights_of_another_model_are_refused(kept: KeptModel, tmp_path: Path) -
 # Models in MLflow, and a real server
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("remote", [False, True])
-def test_the_best_model_can_be_loaded_from_the_store(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str, remote: bool
-) -> None:
-    import mlflow
-
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Event], list[str]]:
+    """Give a study's folder with the checkpoints of two trials, its events, and its classes."""
     from raystudy.finetune.trainer import FineTuneTrainer, open_data
     from raystudy.records import StudyEnded, StudyStarted, TrialEnded
     from raystudy.work import Ticket
 
-    monkeypatch.setenv("RAYSTUDY_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("RAYSTUDY_CACHE", str(tmp_path / "cache"))
-    server = Server(tmp_path)
-    if remote:
-        server.start()
-        uri = server.uri
-    name = f"models-{remote}"
-    spec = StudySpec.from_dict(spec_dict(name=name, budget={"trials": 2, "epochs": 1}, keep_models=2))
-    files, clock = StudyPaths.of(name), Clock()
-    data = open_data(spec, tmp_path / "cache")
-    events: list[Event] = [
-        StudyStarted(clock(), name, spec.to_dict(), spec.fingerprint, "0.1.0", {"classes": list(data.class_names)})
-    ]
+    folder = tmp_path_factory.mktemp("trained")
+    write_idx(folder / "images", n_classes=3, per_class=10, side=8)
+    data_section = {"source": f"idx:{folder / 'images'}", "image_size": 32}
+    spec = StudySpec.from_dict(spec_dict(name="models", data=data_section, budget={"trials": 2, "epochs": 1}, keep_models=2))
+    files, clock = StudyPaths(folder / "study"), Clock()
+    classes = list(open_data(spec, folder / "cache").class_names)
+    events: list[Event] = [StudyStarted(clock(), "models", spec.to_dict(), spec.fingerprint, "0.1.0", {"classes": classes})]
     for number in range(2):
         config = {**config_of(number), "frozen_depth": 17, "learning_rate": 0.01}
         events.append(TrialStarted(clock(), f"t{number:04d}", number, config))
-        trainer = FineTuneTrainer(spec, files.all_checkpoints, tmp_path / "cache", device="cpu")
+        trainer = FineTuneTrainer(spec, files.all_checkpoints, folder / "cache", device="cpu")
         trial = trainer.open(Ticket(f"t{number:04d}", number, spec.full_config(config)))
         (row,) = trial.epochs()
         events.append(Reported(clock(), f"t{number:04d}", 1, {k: v for k, v in row.items() if k != "epoch"}, "n"))
         events.append(TrialEnded(clock(), f"t{number:04d}", TrialState.COMPLETED, ""))
         trial.close()
+    return files.root, [*events, StudyEnded(clock(), StudyState.COMPLETED, "")], classes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("remote", [False, True])
+def test_the_best_model_can_be_loaded_from_the_store(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    uri: str,
+    trained: tuple[Path, list[Event], list[str]],
+    remote: bool,
+) -> None:
+    import mlflow
+
+    root, events, classes = trained
+    monkeypatch.setenv("RAYSTUDY_HOME", str(tmp_path / "home"))
+    files = StudyPaths.of("models")
+    shutil.copytree(root, files.root)
+    server = Server(tmp_path)
+    if remote:
+        server.start()
+        uri = server.uri
     try:
-        feed(files, uri, [*events, StudyEnded(clock(), StudyState.COMPLETED, "")])
+        feed(files, uri, events)
         feed(files, uri)  # a second writer logs nothing twice
-        study = open_study(name, uri)
-        reader = reader_of(uri, name)
+        study = open_study("models", uri)
+        reader = reader_of(uri, "models")
         client = Store(uri).client
         assert len(client.search_logged_models([reader.experiment_id])) == 2
-        assert len(client.search_model_versions(f"name = '{name}'")) == 1
+        assert len(client.search_model_versions("name = 'models'")) == 1
         images = torch.rand(5, 3, 32, 32) * 255
         best, second = study.best(2)
         logits = best.load_model()(images)
-        assert second.load_model()(images).shape == logits.shape == (5, 10)
+        assert second.load_model()(images).shape == logits.shape == (5, 3)
         mlflow.set_tracking_uri(uri)
-        exported = mlflow.pytorch.load_model(f"models:/{name}@best")
+        exported = mlflow.pytorch.load_model("models:/models@best")
         torch.testing.assert_close(exported(images), logits)
-        served = mlflow.pyfunc.load_model(f"models:/{name}@best")
-        assert served.metadata.metadata["classes"] == list(data.class_names)
-        assert served.predict(images.numpy()).shape == (5, 10)
+        served = mlflow.pyfunc.load_model("models:/models@best")
+        assert served.metadata.metadata["classes"] == classes
+        assert served.predict(images.numpy()).shape == (5, 3)
         written = study.export(tmp_path / "exported", trial_id=second.trial_id)
         assert {"model.safetensors", "model.pt2", "model.json", "predict.py"} <= set(written.files)
         assert reader.store.download(best.run_id, names.PER_CLASS_FILE, tmp_path).exists()

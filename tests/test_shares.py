@@ -343,7 +343,7 @@ def take_turns(clock: Clock, everyone: dict[str, Share], seconds: int) -> dict[s
 
 @pytest.mark.parametrize("n_studies", [2, 3, 5])
 def test_more_studies_than_slots_take_turns_and_the_slot_is_not_idle_for_long(clock: Clock, n_studies: int) -> None:
-    n_trials = 10 * n_studies
+    n_trials = 4 * n_studies
     everyone = {f"study{n}": share_of(f"study{n}", clock, slots=1) for n in range(n_studies)}
     had = take_turns(clock, everyone, n_trials * TRIAL_S)
     assert max(had.values()) - min(had.values()) <= 1
@@ -352,17 +352,17 @@ def test_more_studies_than_slots_take_turns_and_the_slot_is_not_idle_for_long(cl
 
 def test_priority_counts_where_studies_take_turns(clock: Clock) -> None:
     everyone = {"a": share_of("a", clock, slots=1), "b": share_of("b", clock, slots=1, priority=3)}
-    had = take_turns(clock, everyone, 80 * TRIAL_S)
+    had = take_turns(clock, everyone, 40 * TRIAL_S)
     assert had["b"] / had["a"] == pytest.approx(3, abs=0.3)
 
 
 def test_a_newcomer_takes_turns_at_once_instead_of_catching_up(clock: Clock) -> None:
     """A study that has run for hours is not to stand still until one that comes later, or comes back, has run as long."""
     oldest = share_of("a", clock, slots=1)
-    assert take_turns(clock, {"a": oldest}, 200 * TRIAL_S) == {"a": 200}
+    assert take_turns(clock, {"a": oldest}, 60 * TRIAL_S) == {"a": 60}
     newcomer = share_of("b", clock, slots=1)
-    had = take_turns(clock, {"a": oldest, "b": newcomer}, 20 * TRIAL_S)
+    had = take_turns(clock, {"a": oldest, "b": newcomer}, 10 * TRIAL_S)
     assert abs(had["a"] - had["b"]) <= 1
     returned = share_of("a", clock, slots=1)  # its driver has died, and is back
-    had = take_turns(clock, {"a": returned, "b": newcomer}, 20 * TRIAL_S)
+    had = take_turns(clock, {"a": returned, "b": newcomer}, 10 * TRIAL_S)
     assert abs(had["a"] - had["b"]) <= 1

@@ -21,7 +21,7 @@ from raystudy.factors import PROBE_DEPTH, Scalar
 from raystudy.space import Space, levels, quantile
 from raystudy.spec import Factor, StudySpec
 
-some = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+some = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 unit_interval = st.floats(0, 1)
 

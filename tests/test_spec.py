@@ -23,7 +23,7 @@ from raystudy.spec.load import parse_spec
 from raystudy.spec.schema import json_schema
 from raystudy.spec.text import MAX_BYTES, apply_overrides, dump_yaml, parse_yaml, with_values
 
-some = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+some = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 STUDY: Plain = {
     "name": "flowers",

@@ -178,7 +178,9 @@ class ToyTraining:
         if self._trainer.folder is not None:
             file = self._trainer.checkpoint(self._ticket.trial_id)
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(epoch))
+            scratch = file.with_name(f"{os.getpid()}.tmp")  # as real checkpoints do: others may read at any moment
+            scratch.write_text(json.dumps(epoch))
+            scratch.replace(file)
 
 
 def _is_first_time(mark: Path) -> bool:

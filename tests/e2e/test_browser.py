@@ -6,11 +6,14 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
-from places import Place
+from places import Undisturbed
 from stores import free_port
+
+from raystudy.tracking.reader import StudyReader, connect
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [
@@ -35,21 +38,18 @@ def _page(url: str, profile: Path) -> str:
     return done.stdout
 
 
-def test_the_page_shows_the_study_its_trials_and_their_state(place: Place, tmp_path: Path) -> None:
-    file = place.study_file(budget={"trials": 3, "epochs": 2}, keep_models=0)
-    outcome = place.json("run", str(file), "--inline")
+def test_the_page_shows_the_study_its_trials_and_their_state(undisturbed: Undisturbed, tmp_path: Path) -> None:
+    reader = StudyReader(connect(undisturbed.place.tracking_uri), "small")
     port = free_port()
-    ui = place.start("ui", "--port", str(port))
+    ui = undisturbed.place.start("ui", "--port", str(port))
     try:
         while (
             ui.poll() is None
             and subprocess.run(["curl", "-sf", "-o", "/dev/null", f"http://127.0.0.1:{port}/health"], check=False).returncode
         ):
-            pass
+            time.sleep(0.1)
         assert ui.poll() is None, "the UI ended"
-        page = _page(
-            f"http://127.0.0.1:{port}/#/experiments/{outcome['experiment_id']}/runs/{outcome['run_id']}", tmp_path / "profile"
-        )
+        page = _page(f"http://127.0.0.1:{port}/#/experiments/{reader.experiment_id}/runs/{reader.run_id}", tmp_path / "profile")
     finally:
         os.killpg(ui.pid, signal.SIGKILL)
         ui.wait()

@@ -10,15 +10,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from places import Place
+from places import SMALL, Place, Undisturbed
 
 pytestmark = pytest.mark.slow
-
-Table = list[dict[str, Any]]
-CHANGES = {"budget": {"trials": 5, "epochs": 4}, "keep_models": 1}
 
 
 def mounted(*command: str) -> None:
@@ -72,11 +68,11 @@ def start(place: Place, studies: Path) -> Iterator[Start]:  # noqa: ARG001  the 
     """Give a function that starts the study and returns when it is under way."""
     running: list[subprocess.Popen[str]] = []
 
-    def start(*options: str) -> tuple[subprocess.Popen[str], Told]:
-        process = place.start("run", str(place.study_file(**CHANGES)), *options)
+    def start(*options: str, keep_models: int = 0) -> tuple[subprocess.Popen[str], Told]:
+        process = place.start("run", str(place.study_file(**{**SMALL, "keep_models": keep_models})), *options)
         running.append(process)
         told = Told(process)
-        told.wait_for("[1/5]")
+        told.wait_for("[1/6]")
         return process, told
 
     yield start
@@ -103,33 +99,22 @@ def fill(folder: Path) -> Path:
     return ballast
 
 
-TABLES: list[Table] = []
-
-
-@pytest.fixture
-def undisturbed(make_place: Callable[[str], Place]) -> Table:
-    """Give the final table of the study on a disk with room; it is run once for all tests."""
-    if not TABLES:
-        whole = make_place("whole")
-        whole.call("run", str(whole.study_file(**CHANGES)), "--inline")
-        TABLES.append(whole.table())
-    return TABLES[0]
-
-
-def test_a_study_whose_disk_is_full_pauses_and_goes_on(place: Place, studies: Path, undisturbed: Table, start: Start) -> None:
-    process, told = start()
+def test_a_study_whose_disk_is_full_pauses_and_goes_on(
+    place: Place, studies: Path, undisturbed: Undisturbed, start: Start
+) -> None:
+    process, told = start(keep_models=1)
     ballast = fill(studies)
     told.wait_for("Paused", str(studies / "small"), "the storage is full (No space left on device)", "goes on by itself")
     assert process.poll() is None
     ballast.unlink()
     told.wait_for("Going on")
     end(process, told, 0)
-    assert place.table() == undisturbed
+    assert place.table() == undisturbed.table
     assert place.json("verify", "small")["ok"]
 
 
 def test_a_study_that_waits_for_room_can_be_stopped_and_resumed(
-    place: Place, studies: Path, undisturbed: Table, start: Start
+    place: Place, studies: Path, undisturbed: Undisturbed, start: Start
 ) -> None:
     process, told = start("--inline")
     ballast = fill(studies)
@@ -138,12 +123,12 @@ def test_a_study_that_waits_for_room_can_be_stopped_and_resumed(
     end(process, told, 130)
     ballast.unlink()
     place.call("resume", "small", "--inline")
-    assert place.table() == undisturbed
+    assert place.table() == undisturbed.table
     assert place.json("verify", "small")["ok"]
 
 
 def test_checkpoints_that_become_read_only_are_waited_for(
-    place: Place, studies: Path, undisturbed: Table, start: Start
+    place: Place, studies: Path, undisturbed: Undisturbed, start: Start
 ) -> None:
     process, told = start()
     checkpoints = studies / "small" / "checkpoints"
@@ -157,5 +142,5 @@ def test_checkpoints_that_become_read_only_are_waited_for(
         subprocess.run(["umount", str(checkpoints)], check=True)
     told.wait_for("Going on")
     end(process, told, 0)
-    assert place.table() == undisturbed
+    assert place.table() == undisturbed.table
     assert place.json("verify", "small")["ok"]

@@ -19,7 +19,7 @@ from raystudy.findings.importance import importance
 from raystudy.findings.indices import values_along
 from raystudy.findings.measure import Measure, sobol_points
 from raystudy.findings.selfcheck import leave_one_out
-from raystudy.findings.surrogate import Surrogate, thinned
+from raystudy.findings.surrogate import Surrogate
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::FutureWarning")]
 
@@ -84,7 +84,7 @@ def test_a_trial_left_out_is_predicted_as_without_it() -> None:
     from raystudy.findings.observations import observe
 
     measure = Measure.of(truth.factors)
-    observed = observe(reports, measure, metric=_metric(reports, truth), budget=1)
+    observed = observe(reports, measure, metric=truths.METRIC, budget=1)
     fitted = fit(observed, tuple(axis.columns for axis in measure.axes), 1, 0)
     found = leave_one_out(fitted, observed)
     model = fitted.surrogate
@@ -96,27 +96,24 @@ def test_a_trial_left_out_is_predicted_as_without_it() -> None:
     assert found.predicted[0] == pytest.approx(predicted, abs=1e-3)
 
 
-def test_thinning_does_not_look_at_what_trials_reported() -> None:
-    model, _ = surrogate()
-    flipped = compress(model.rows.trial, np.ones(len(model.rows.trial)), -model.rows.target, 1)
-    assert np.array_equal(thinned(model.rows, 40, 1), thinned(model.rows, 40, 1))
-    assert len(thinned(flipped, 10**6, 0)) == 30
-
-
-def _metric(reports: pa.Table, truth: truths.Truth) -> str:
-    return next(str(name) for name in reports.column_names if name not in {"trial_id", "epoch", *truth.factors})
-
-
 # Exact answers
 
 
-EXACT = [truths.ishigami(), truths.log_measure(), truths.conditional(), truths.mixed(), truths.published()]
+EXACT = [
+    (truths.ishigami(), 128),
+    (truths.log_measure(), 64),
+    (truths.conditional(), 64),
+    (truths.mixed(), 128),
+    (truths.published(), 128),
+]
 
 
-@pytest.mark.parametrize("truth", EXACT, ids=lambda truth: truth.name)
-def test_known_indices_are_found(truth: truths.Truth) -> None:
-    reports = truth.sample(128, seed=1)
-    answer = ask(reports, truth.factors, _metric(reports, truth), 1)
+@pytest.mark.parametrize(("truth", "n"), EXACT, ids=[truth.name for truth, _ in EXACT])
+def test_known_indices_are_found(truth: truths.Truth, n: int) -> None:
+    answer = ask(truth.sample(n, seed=1), truth.factors, truths.METRIC, 1)
+    assert {share.name for share in answer.shares} == set(truth.factors)
+    assert answer.check is not None
+    assert answer.check.passed
     for share in answer.shares:
         assert share.first_order is not None
         assert share.total is not None
@@ -124,8 +121,7 @@ def test_known_indices_are_found(truth: truths.Truth) -> None:
         assert share.total.value == pytest.approx(truth.total[share.name], abs=0.05)
 
 
-@pytest.mark.parametrize("make", [fixtures.separable, fixtures.non_separable])
-@pytest.mark.parametrize("sampler", ["random", "tpe"])
+@pytest.mark.parametrize(("make", "sampler"), [(fixtures.separable, "random"), (fixtures.non_separable, "tpe")])
 def test_stopped_trials_give_the_shares_at_the_budget(make: Any, sampler: fixtures.Sampler) -> None:
     curves = make()
     study, truth = curves.simulate(120, 1, sampler), curves.truth()
@@ -140,7 +136,7 @@ def test_stopped_trials_give_the_shares_at_the_budget(make: Any, sampler: fixtur
 
 def test_a_cliff_is_found_or_not_identified() -> None:
     curves = fixtures.cliff()
-    answer = ask(curves.simulate(200, 0).reports, curves.factors, fixtures.METRIC, fixtures.BUDGET)
+    answer = ask(curves.simulate(120, 0).reports, curves.factors, fixtures.METRIC, fixtures.BUDGET)
     truth = curves.truth()
     for share in answer.shares:
         assert share.first_order is not None
@@ -150,24 +146,10 @@ def test_a_cliff_is_found_or_not_identified() -> None:
 # What is asked
 
 
-@pytest.fixture(scope="module")
-def study() -> pa.Table:
-    return fixtures.non_separable().simulate(60, 2).reports
-
-
-def asked(reports: pa.Table, **more: Any) -> Importance:
-    return ask(reports, fixtures.FACTORS, fixtures.METRIC, fixtures.BUDGET, **more)
-
-
-def test_the_same_question_has_the_same_answer_whatever_the_order_of_rows(study: pa.Table) -> None:
-    first = asked(study)
-    assert asked(study) == first
-    rows = study.take(pa.array(np.random.default_rng(0).permutation(study.num_rows)))
-    assert firsts(asked(rows)) == pytest.approx(firsts(first), abs=0.1)
-
-
-def test_details_a_factor_given_and_a_region(study: pa.Table) -> None:
-    answer = asked(study, given={"optimizer": "sgd"}, within="learning_rate<1e-3", details=True, plan=True)
+def test_details_a_factor_given_and_a_region() -> None:
+    reports = fixtures.non_separable().simulate(60, 2).reports
+    more = {"given": {"optimizer": "sgd"}, "within": "learning_rate<1e-3", "details": True, "plan": True}
+    answer = ask(reports, fixtures.FACTORS, fixtures.METRIC, fixtures.BUDGET, **more)
     assert "optimizer" not in firsts(answer)
     assert answer.region == "optimizer=sgd, learning_rate<1e-3"
     assert [row.epoch for row in answer.epochs] == [1, 3, 9, 27]
@@ -177,68 +159,7 @@ def test_details_a_factor_given_and_a_region(study: pa.Table) -> None:
     assert answer.plan is not None
     assert all(proposal.config["optimizer"] == "sgd" for proposal in answer.plan.proposals)
     assert Importance.from_dict(answer.to_dict()) == answer
-    assert "x" not in {name for proposal in answer.plan.proposals for name in proposal.config if "null" in name}
-
-
-def test_what_sets_the_best_apart_is_another_question(study: pa.Table) -> None:
-    answer = asked(study, within="top 10%")
-    assert answer.of_best
-    assert all(share.total is None for share in answer.shares)
-    assert sum(firsts(answer).values()) == pytest.approx(1, abs=0.1)
-
-
-def test_less_is_better_turns_the_effects_and_not_the_shares(study: pa.Table) -> None:
-    best, worst = asked(study, details=True), asked(study, details=True, mode="min")
-    assert firsts(best) == pytest.approx(firsts(worst))
-    assert best.effects[0].best.value != worst.effects[0].best.value
-
-
-def test_a_level_that_no_trial_has_is_named() -> None:
-    factors = fixtures.FACTORS | {"optimizer": {"choice": ["sgd", "adam", "adamw", "lion"]}}
-    answer = ask(fixtures.separable().simulate(60, 3).reports, factors, fixtures.METRIC, fixtures.BUDGET)
-    assert "No trial has optimizer=lion: what is said of it is a guess." in answer.notes
-
-
-def test_a_factor_that_was_not_varied_is_not_identified_and_the_others_are() -> None:
-    truth = truths.linear()
-    reports = truth.sample(64, seed=0)
-    reports = reports.set_column(reports.column_names.index("x1"), "x1", pa.array([0.5] * 64))
-    random = np.random.default_rng(0)
-    metric = _metric(reports, truth)
-    values = 4 * np.array(reports["x2"]) + 3 * np.array(reports["x3"]) + 0.01 * random.standard_normal(64)
-    answer = ask(reports.set_column(reports.column_names.index(metric), metric, pa.array(values)), truth.factors, metric, 1)
-    (constant,) = [share for share in answer.shares if share.name == "x1"]
-    assert constant.first_order is None
-    assert constant.verdict == "not identified"
-    assert firsts(answer)["x2"] == pytest.approx(16 / 25, abs=0.05)
-
-
-def test_one_factor_explains_everything() -> None:
-    random = np.random.default_rng(0)
-    x = random.random(30)
-    reports = pa.table({"trial_id": [str(i) for i in range(30)], "epoch": [1] * 30, "y": x**2, "x": x})
-    (share,) = ask(reports, {"x": {"uniform": [0.0, 1.0]}}, "y", 1).shares
-    assert share.first_order is not None
-    assert share.first_order.value == pytest.approx(1, abs=0.02)
-
-
-def test_which_factor_makes_trials_diverge() -> None:
-    curves = fixtures.diverging()
-    answer = ask(curves.simulate(100, 0).reports, curves.factors, fixtures.METRIC, fixtures.BUDGET)
-    assert answer.n_diverged > 5
-    assert answer.trouble is not None
-    assert answer.trouble.shares[0].name == "learning_rate"
-
-
-def test_shuffled_results_make_no_factor_important() -> None:
-    truth = truths.linear()
-    reports = truth.sample(64, seed=0)
-    metric = _metric(reports, truth)
-    shuffled = np.random.default_rng(1).permutation(np.array(reports[metric]))
-    answer = ask(reports.set_column(reports.column_names.index(metric), metric, pa.array(shuffled)), truth.factors, metric, 1)
-    for share in answer.shares:
-        assert share.first_order is not None
-        assert share.first_order.low < 0.1
+    assert all(proposal.config.keys() <= fixtures.FACTORS.keys() for proposal in answer.plan.proposals)
 
 
 def test_the_self_check_fails_where_results_do_not_follow_from_the_curves() -> None:
@@ -253,4 +174,4 @@ def test_the_self_check_fails_where_results_do_not_follow_from_the_curves() -> N
     answer = ask(reports, {"x": {"uniform": [0.0, 1.0]}}, "y", epochs)
     assert answer.check is not None
     assert not answer.check.passed
-    assert str(answer).startswith("The self-check failed") or "leave" in str(answer).split("\n")[0]
+    assert str(answer).startswith(("The self-check failed", "The trials leave"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from toys import Mishap, ToyTrainer, conduct, direct, table, toy_spec
 
 from raystudy.records import Event, StudyState, TrialRetried, TrialState
 from raystudy.search.capacity import Slots
+from raystudy.search.director import Director
 from raystudy.search.tune import run_on_tune
 
 pytestmark = pytest.mark.slow
@@ -25,6 +27,8 @@ pytestmark = pytest.mark.slow
 SPEC = toy_spec(budget={"trials": 4, "epochs": 4}, early_stopping="none")
 ALONE = Slots(1, 0, concurrent=1, retries=0)
 STORE = 80_000_000
+QUICK_TO_NOTICE = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 1000, "health_check_failure_threshold": 3}
+"""Ray takes half a minute to call a silent node dead; here three seconds must do."""
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +36,7 @@ def head() -> Iterator[Cluster]:
     """Give a cluster whose head runs no trials, with this process connected to it."""
     folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # the names of sockets must be short
     arguments = {"num_cpus": 0, "include_dashboard": False, "temp_dir": folder, "object_store_memory": STORE}
-    cluster = Cluster(initialize_head=True, head_node_args=arguments)
+    cluster = Cluster(initialize_head=True, head_node_args={**arguments, "_system_config": QUICK_TO_NOTICE})
     path = str(Path(__file__).parents[1])
     ray.init(address=cluster.address, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": path}})
     yield cluster
@@ -69,6 +73,11 @@ def when_held(cluster: Cluster, trainer: ToyTrainer, trial_id: str, act: Callabl
 
 def retries(events: list[Event]) -> list[TrialRetried]:
     return [event for event in events if isinstance(event, TrialRetried)]
+
+
+def reasons(director: Director) -> dict[str, str]:
+    """Return why trials ended as they did, for when they should not have."""
+    return {trial.trial_id: trial.reason for trial in director.record.trials.values()}
 
 
 @pytest.mark.parametrize("notice", [False, True], ids=["without notice", "shut down"])
@@ -109,7 +118,7 @@ def test_a_process_that_dies_shortly_before_its_node_is_the_nodes_fault(cluster:
     done = when_held(cluster, trainer, "t0001", shut_down)
     assert run_on_tune(director, trainer, ALONE) is StudyState.COMPLETED
     done.result()
-    assert director.record.counts() == {"completed": 4}
+    assert director.record.counts() == {"completed": 4}, reasons(director)
     assert [event.trial_id for event in retries(events)] == ["t0001"]
 
 
@@ -139,7 +148,7 @@ def test_a_trial_on_a_node_with_notice_moves_after_its_epoch_and_repeats_none(
     (retry,) = retries(events)
     assert retry.trial_id == "t0001"
     assert "is about to be taken away" in retry.reason
-    assert director.record.counts() == {"completed": 4}
+    assert director.record.counts() == {"completed": 4}, reasons(director)
     undisturbed, _ = conduct(SPEC, ToyTrainer(4))
     assert table(director.record) == table(undisturbed.record)
 
@@ -169,23 +178,26 @@ def test_a_process_that_dies_between_two_trials_is_neither_ones_fault(cluster: C
     director, events = direct(SPEC)
     trainer = ToyTrainer(4, {1: "kill_at_close"}, folder=tmp_path)
     assert run_on_tune(director, trainer, ALONE) is StudyState.COMPLETED
-    assert director.record.counts() == {"completed": 4}
+    assert director.record.counts() == {"completed": 4}, reasons(director)
     assert {event.trial_id for event in retries(events)} <= {"t0002"}  # Tune may also have put the process away before
 
 
 class Elsewhere(ToyTrainer):
     """A trainer of a module that the workers do not have, as where a package is missing there."""
 
+    __module__ = "here_only"
+
 
 @pytest.mark.parametrize("allowed", [0, 2])
-def test_where_no_process_comes_up_the_study_fails_with_the_reason_and_can_be_resumed(cluster: Cluster, allowed: int) -> None:
+def test_where_no_process_comes_up_the_study_fails_with_the_reason_and_can_be_resumed(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, allowed: int
+) -> None:
+    monkeypatch.setitem(sys.modules, "here_only", sys.modules[__name__])
     add_node(cluster)
     spec = toy_spec(budget={"trials": 50, "epochs": 4}, early_stopping="none")
     director, _ = direct(spec)
-    begun = time.monotonic()
     assert run_on_tune(director, Elsewhere(4), Slots(1, 0, 1, retries=allowed)) is StudyState.FAILED
-    assert time.monotonic() - begun < 45
     assert director.record.reason.startswith("no trial can be started: ")
-    assert director.record.reason.endswith("No module named 'test_nodes'")
+    assert director.record.reason.endswith("No module named 'here_only'")
     assert len(director.record.trials) <= 3
     assert director.record.count(TrialState.INTERRUPTED) == 1

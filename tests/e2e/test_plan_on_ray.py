@@ -32,18 +32,25 @@ STORE = 80_000_000
 MANY = {"trials": 40, "epochs": 4, "gpu_hours": 100}
 
 
-@pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """Give a cluster whose head runs no trials, named by RAY_ADDRESS."""
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+@pytest.fixture(scope="module")
+def head() -> Iterator[Cluster]:
+    """Give a cluster whose head runs no trials."""
     folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # the names of sockets must be short
-    head = {"num_cpus": 0, "include_dashboard": False, "temp_dir": folder, "object_store_memory": STORE}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
-    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    arguments = {"num_cpus": 0, "include_dashboard": False, "temp_dir": folder, "object_store_memory": STORE}
+    cluster = Cluster(initialize_head=True, head_node_args=arguments)
     yield cluster
-    ray.shutdown()
     cluster.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def cluster(head: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """Give the cluster without any other node, named by RAY_ADDRESS; nodes that a test adds end with it."""
+    monkeypatch.setenv("RAY_ADDRESS", head.address)
+    yield head
+    ray.shutdown()
+    for node in list(head.worker_nodes):
+        head.remove_node(node)
 
 
 def add_worker(cluster: Cluster, cache: Path) -> Any:
@@ -115,7 +122,7 @@ def test_a_trial_is_measured_on_the_node_that_the_cluster_starts_for_it(place: P
     assert rows["money"].endswith("at 3,600 a GPU-hour")
     assert rows["GPU budget"] == "100 GPU-hours"
     assert out.endswith(f"{file} is right; start it with: raystudy run {file}\n")
-    assert not (place.folder / "home").exists()
+    assert [path.name for path in (place.folder / "home").iterdir()] == ["mlflow.db"]  # which was there
 
 
 def test_the_clusters_numbers_are_in_the_json_document(place: Place, cluster: Cluster, tmp_path: Path) -> None:
@@ -134,8 +141,10 @@ def test_the_clusters_numbers_are_in_the_json_document(place: Place, cluster: Cl
     assert time_plan["seconds"] >= cost["hours"] * 3600 / 3 * (1 - 1e-9)
 
 
-def test_here_no_ray_is_started(place: Place) -> None:
-    plan = place.json("validate", str(place.study_file(budget=MANY)))
+def test_here_no_ray_is_started(place: Place, tmp_path: Path) -> None:
+    here = Place(place.folder, {**place.environment, "RAY_TMPDIR": str(tmp_path / "ray")})
+    plan = here.json("validate", str(place.study_file(budget=MANY)))
+    assert not (tmp_path / "ray").exists()
     assert (plan["time"]["node"], plan["cost"]["unit"]) == ("", "CPU-hours")
 
 
