@@ -94,7 +94,7 @@ configurations = st.fixed_dictionaries(
 
 
 @pytest.mark.slow
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(config=configurations)
 def test_metrics_are_the_same_bit_for_bit_with_and_without(
     config: dict[str, Scalar], tmp_path_factory: pytest.TempPathFactory

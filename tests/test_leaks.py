@@ -171,6 +171,7 @@ def test_two_hundred_trials_leave_nothing_behind_in_their_process(tmp_path: Path
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.usefixtures("small_networks")
 def test_two_hundred_trials_leave_nothing_behind_on_the_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settled, last = holdings_over_a_study(tmp_path, monkeypatch, "cuda")

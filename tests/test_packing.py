@@ -264,6 +264,7 @@ def test_the_driver_counts_what_torch_does_not(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_a_real_gpu_is_measured() -> None:
     spec = toy_spec()
     need = measure_need(spec, space_of(spec), tiny_data(), backbone=build_tiny_backbone)
