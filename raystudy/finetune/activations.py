@@ -28,6 +28,7 @@ from raystudy.cache import Cache, Entry, Writer
 from raystudy.finetune import gpu_share
 from raystudy.finetune.batches import ImageStore
 from raystudy.finetune.compute import Compute
+from raystudy.finetune.digests import tensors_digest
 from raystudy.finetune.model import Classifier
 
 KIND = "activations"
@@ -272,15 +273,10 @@ class Reader:
         return out
 
 
-def _unit_digests(classifier: Classifier, depth: int) -> list[str]:
-    digests = []
-    for unit in list(classifier.model.backbone.units)[:depth]:
-        digest = hashlib.blake2b(digest_size=16)
-        # What a unit is beside its weights (strides, activations) is in its printed form. A frozen unit's batch norms keep
-        # their statistics, whatever momentum the trial gives to those that train.
-        digest.update(_MOMENTUM.sub("", repr(unit)).encode())
-        for name, tensor in sorted(unit.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-        digests.append(digest.hexdigest())
-    return digests
+def _unit_digests(classifier: Classifier, depth: int) -> list[list[str]]:
+    # What a unit is beside its weights (strides, activations) is in its printed form. A frozen unit's batch norms keep
+    # their statistics, whatever momentum the trial gives to those that train.
+    return [
+        [_MOMENTUM.sub("", repr(unit)), tensors_digest(sorted(unit.state_dict().items()))]
+        for unit in list(classifier.model.backbone.units)[:depth]
+    ]

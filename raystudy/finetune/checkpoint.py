@@ -23,10 +23,10 @@ from typing import Any, NamedTuple
 
 import safetensors
 import safetensors.torch
-import torch
 from torch import Tensor, nn
 
 from raystudy.errors import CheckpointError
+from raystudy.finetune.digests import tensors_digest
 from raystudy.storage import keep_trying
 
 _log = logging.getLogger(__name__)
@@ -164,13 +164,7 @@ def restore_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
 
 def frozen_digest(model: nn.Module, trained: Collection[str]) -> str:
     """Return a digest of the names, types, shapes and values of all of `model`'s tensors that are not in `trained`."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        if name not in trained:
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-            # As bytes, since numpy has no bfloat16.
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return tensors_digest(item for item in sorted(model.state_dict().items()) if item[0] not in trained)
 
 
 def _files(workdir: Path) -> list[_File]:

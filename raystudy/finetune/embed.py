@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -66,15 +64,6 @@ def draw(split: Indices, labels: Indices, *, per_class: int, seed: int) -> Indic
         places = np.random.PCG64([seed, int(label)]).random_raw(len(members))
         parts.append(members[np.argsort(places, kind="stable")[:per_class]])
     return np.sort(np.concatenate(parts)) if parts else split
-
-
-def weights_digest(backbone: Backbone) -> str:
-    """Return a hash of all weights and statistics of `backbone`, by their names."""
-    digest = hashlib.blake2b(digest_size=16)
-    for key, tensor in backbone.state_dict().items():
-        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _features(

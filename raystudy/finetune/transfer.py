@@ -19,7 +19,8 @@ from raystudy.errors import InputError, Problem, SpecError
 from raystudy.findings.transfer import Distance, Sample, distance
 from raystudy.finetune.backbone import Backbone, BackboneInfo, build_backbone, check_backbone
 from raystudy.finetune.compute import Compute
-from raystudy.finetune.embed import embed, weights_digest
+from raystudy.finetune.digests import tensors_digest
+from raystudy.finetune.embed import embed
 from raystudy.spec import StudySpec
 
 KIND = "distance"
@@ -207,7 +208,7 @@ class _Features:
 
     def __init__(self, opened: _Opened, taking: Taking, compute: Compute, say: Callable[[str], None]) -> None:
         self.opened, self.taking, self.compute, self.say = opened, taking, compute, say
-        self._weights = weights_digest(opened.backbone)
+        self._weights = tensors_digest(opened.backbone.state_dict().items())
         self._samples: dict[Place, Sample] = {}
 
     def of(self, place: Place) -> Sample:
