@@ -4,7 +4,7 @@ from raystudy.data.filesystem import is_uri
 from raystudy.data.pipeline import prepare
 from raystudy.data.prepared import BadImage, ClassCount, DataSummary, PreparedData, Splits, summarise
 from raystudy.data.source import check_source, split_source
-from raystudy.data.splits import fraction_subset, nesting_order
+from raystudy.data.splits import class_orders, fraction_subset, nesting_order
 
 __all__ = [
     "BadImage",
@@ -13,6 +13,7 @@ __all__ = [
     "PreparedData",
     "Splits",
     "check_source",
+    "class_orders",
     "fraction_subset",
     "is_uri",
     "nesting_order",

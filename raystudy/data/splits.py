@@ -92,13 +92,13 @@ def fraction_subset(train: Indices, labels: Indices, fraction: float, *, seed: i
         named = ", ".join(map(str, missing))
         what = f"the training split has no image of class {named}"
         raise DataError(Problem("data_fraction", what, "each class needs at least 1 training image"))
-    return _merge(
-        [
-            order[: _share(len(order), fraction)]
-            for label in np.unique(train_labels)
-            for order in [_shuffled(np.sort(train[train_labels == label]), seed=seed, purpose=f"fraction\0{label}")]
-        ]
-    )
+    return _merge([order[: _share(len(order), fraction)] for order in class_orders(train, labels, seed=seed)])
+
+
+def class_orders(indices: Indices, labels: Indices, *, seed: int) -> list[Indices]:
+    """Return the images of each class that occurs among `indices`, in the order in which growing subsets take them up."""
+    own = labels[indices]
+    return [_shuffled(np.sort(indices[own == label]), seed=seed, purpose=f"fraction\0{label}") for label in np.unique(own)]
 
 
 def nesting_order(train: Indices, labels: Indices, *, seed: int) -> Indices:
@@ -111,10 +111,7 @@ def nesting_order(train: Indices, labels: Indices, *, seed: int) -> Indices:
         labels: (n,), of all images.
         seed: of the draw, that of `fraction_subset`.
     """
-    orders = [
-        _shuffled(np.sort(train[labels[train] == label]), seed=seed, purpose=f"fraction\0{label}")
-        for label in np.unique(labels[train])
-    ]
+    orders = class_orders(train, labels, seed=seed)
     places = np.concatenate([np.arange(len(order)) / len(order) for order in orders])
     return np.concatenate(orders)[np.argsort(places, kind="stable")]
 

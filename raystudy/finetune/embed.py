@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from raystudy.data import PreparedData
+from raystudy.data import PreparedData, class_orders
 from raystudy.findings.transfer import Sample
 from raystudy.finetune.backbone import Backbone
 from raystudy.finetune.batches import ImageStore, evaluation_batch_size, evaluation_batches
@@ -57,12 +57,7 @@ def draw(split: Indices, labels: Indices, *, per_class: int, seed: int) -> Indic
 
     What is drawn of a class depends on the seed and the class only, and a smaller draw lies inside a larger one.
     """
-    parts = []
-    for label in np.unique(labels[split]):
-        members = np.sort(split[labels[split] == label])
-        # The generator's raw numbers are the ones that NumPy promises never to change.
-        places = np.random.PCG64([seed, int(label)]).random_raw(len(members))
-        parts.append(members[np.argsort(places, kind="stable")[:per_class]])
+    parts = [order[:per_class] for order in class_orders(split, labels, seed=seed)]
     return np.sort(np.concatenate(parts)) if parts else split
 
 
