@@ -7,22 +7,22 @@ since a small one may keep more activations than a large one.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 
-from raystudy.data import PreparedData, Splits
+from raystudy.data import PreparedData
 from raystudy.factors import PROBE_DEPTH, Scalar
 from raystudy.finetune.backbone import build_backbone
 from raystudy.finetune.batches import evaluation_batch_size
 from raystudy.finetune.compute import Compute
 from raystudy.finetune.model import BackboneFactory
-from raystudy.finetune.trial import TrialPlan, TrialRun
+from raystudy.finetune.probe import HARMLESS, few_images, measuring_plan
+from raystudy.finetune.trial import TrialRun
 from raystudy.space import Dimension, Space
 from raystudy.spec import StudySpec
 
@@ -125,13 +125,13 @@ def measure_need(
     meter = meter or CudaMeter(compute.device)
     config = largest(spec, space)
     side = int(config["resolution"]) or int(data.images.shape[1])
-    some = _few_images(data, int(config["batch_size"]), evaluation_batch_size(side))
+    some = few_images(data, train=_STEPS * int(config["batch_size"]), validation=evaluation_batch_size(side))
     need = 0
     with torch.random.fork_rng(), tempfile.TemporaryDirectory(prefix="raystudy-memory-") as folder:
         for number, name in enumerate(spec.backbones):
             meter.start()
             network = backbone(name, pretrained=False, seed=0, image_size=side)
-            plan = _plan(spec, {**config, "backbone": name}, compute)
+            plan = measuring_plan(spec, {**config, "backbone": name}, compute, epochs=_EPOCHS)
             run = TrialRun(plan, some, Path(folder) / str(number), backbone=network)
             try:
                 for _ in islice(run.epochs(), _EPOCHS):
@@ -155,9 +155,7 @@ def largest(spec: StudySpec, space: Space) -> dict[str, Scalar]:
     chosen["optimizer"] = "adamw" if "adamw" in values["optimizer"] else values["optimizer"][0]
     chosen["frozen_depth"] = _least_frozen(values["frozen_depth"])
     chosen["tuned_unit"] = min(values["tuned_unit"], key=int)  # -1: none, all units train
-    # What the strategies come to in the end; nothing may diverge meanwhile.
-    harmless: dict[str, Scalar] = {"strategy": "ft", "pretrained": True, "learning_rate": 1e-6, "schedule": "constant"}
-    return {**chosen, **harmless, "head_lr_multiplier": 1.0, "reinit_units": 0}
+    return {**chosen, **HARMLESS}  # `ft` is what the strategies come to in the end
 
 
 def _ends(dimension: Dimension) -> list[Scalar]:
@@ -170,24 +168,3 @@ def _ends(dimension: Dimension) -> list[Scalar]:
 def _least_frozen(depths: Iterable[Scalar]) -> Scalar:
     numbers = [int(depth) for depth in depths if depth != PROBE_DEPTH]
     return min(numbers) if numbers else PROBE_DEPTH
-
-
-def _plan(spec: StudySpec, config: Mapping[str, Scalar], compute: Compute) -> TrialPlan:
-    return TrialPlan(
-        trial_id="largest",
-        number=0,
-        config=config,
-        epochs=_EPOCHS,
-        study_seed=spec.search.seed,
-        metric=spec.metric,
-        mode=spec.mode,
-        device=str(compute.device),
-        threads=spec.resources.cpu,
-        precision=compute.precision,
-    )
-
-
-def _few_images(data: PreparedData, batch_size: int, validation: int) -> PreparedData:
-    """Return splits that take a few steps; the images stay all of them, as a GPU may hold them all."""
-    splits = Splits(data.splits.train[: _STEPS * batch_size], data.splits.validation[:validation], None)
-    return replace(data, splits=splits, labels=np.zeros_like(data.labels))  # so few images need not hold every class

@@ -39,6 +39,17 @@ _GPU_STEPS = 20
 """Steps per timed epoch on a GPU, which is fast only while work is queued; one step does on a CPU."""
 
 
+HARMLESS: Mapping[str, Scalar] = {
+    "strategy": "ft",
+    "pretrained": True,
+    "reinit_units": 0,
+    "learning_rate": 1e-6,
+    "head_lr_multiplier": 1.0,
+    "schedule": "constant",
+}
+"""What a trial that is run for what it costs is set to: every step computes the same, and nothing diverges."""
+
+
 @dataclass(frozen=True, slots=True)
 class BackboneSpeed:
     """How fast one backbone trains.
@@ -120,28 +131,16 @@ class _Bench:
     def time(self, backbone: Backbone, depth: int, batch_size: int, *, seconds: float) -> _Timing:
         """Train a trial for about `seconds` after a first, untimed epoch."""
         steps = _GPU_STEPS if self.compute.is_gpu else 1
-        data = _few_images(self.data, train=steps * batch_size, validation=steps * batch_size)
+        data = few_images(self.data, train=steps * batch_size, validation=steps * batch_size)
         workdir = Path(tempfile.mkdtemp(dir=self.folder))
-        run = TrialRun(self._plan(depth, batch_size), data, workdir, backbone=backbone)
+        config = {**self.config, "frozen_depth": depth, "batch_size": batch_size}
+        plan = measuring_plan(self.spec, config, self.compute, epochs=_MOST_TIMED + 1)
+        run = TrialRun(plan, data, workdir, backbone=backbone)
         try:
             rows = _timed_rows(run, seconds)
         finally:
             run.close()
         return _summarise(rows, steps=steps, batch_size=batch_size, n_validation=len(data.splits.validation))
-
-    def _plan(self, depth: int, batch_size: int) -> TrialPlan:
-        return TrialPlan(
-            trial_id="probe",
-            number=0,
-            config={**self.config, "frozen_depth": depth, "batch_size": batch_size},
-            epochs=_MOST_TIMED + 1,
-            study_seed=self.spec.search.seed,
-            metric=self.spec.metric,
-            mode=self.spec.mode,
-            device=str(self.compute.device),
-            threads=self.spec.resources.cpu,
-            precision=self.compute.precision,
-        )
 
 
 def probe(
@@ -224,11 +223,27 @@ def _measure(bench: _Bench, backbone: Backbone, batch_size: int, depths: tuple[i
 
 def _harmless(typical: Mapping[str, Scalar]) -> dict[str, Scalar]:
     """Return the configuration changed so that every step of the probe computes the same and nothing diverges."""
-    fixed: dict[str, Scalar] = {"strategy": "ft", "tuned_unit": -1, "reinit_units": 0, "data_fraction": 1.0}
-    return {**typical, **fixed, "pretrained": True, "learning_rate": 1e-6, "head_lr_multiplier": 1.0, "schedule": "constant"}
+    return {**typical, **HARMLESS, "tuned_unit": -1, "data_fraction": 1.0}
 
 
-def _few_images(data: PreparedData, *, train: int, validation: int) -> PreparedData:
+def measuring_plan(spec: StudySpec, config: Mapping[str, Scalar], compute: Compute, *, epochs: int) -> TrialPlan:
+    """Return a trial of the study that is run for what it costs."""
+    return TrialPlan(
+        trial_id="probe",
+        number=0,
+        config=config,
+        epochs=epochs,
+        study_seed=spec.search.seed,
+        metric=spec.metric,
+        mode=spec.mode,
+        device=str(compute.device),
+        threads=spec.resources.cpu,
+        precision=compute.precision,
+    )
+
+
+def few_images(data: PreparedData, *, train: int, validation: int) -> PreparedData:
+    """Return splits of so many images; the pixels stay all of them, as a GPU may hold them all."""
     splits = Splits(data.splits.train[:train], data.splits.validation[:validation], None)
     # One label for all: it changes no speed, and so few images need not hold every class.
     return replace(data, splits=splits, labels=np.zeros_like(data.labels))
