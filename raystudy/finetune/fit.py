@@ -143,8 +143,7 @@ class Fitter:
         """Take one optimiser step; return the loss before it, detached."""
         hyper, optimizer = self._hyper, self.optimizer
         with self._compute.autocast():
-            is_stored = batch.depth > 0
-            activation = batch.inputs if is_stored else self._model.prefix(batch.inputs, phase.prefix_depth)
+            activation = batch.inputs if batch.depth else self._model.prefix(batch.inputs, phase.prefix_depth)
             logits = self._model.rest(activation, phase.prefix_depth)
         loss = criterion(logits.float(), batch, label_smoothing=hyper.label_smoothing)
         optimizer.zero_grad()

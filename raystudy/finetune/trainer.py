@@ -101,12 +101,16 @@ def mean_epochs(spec: StudySpec) -> float:
 def _depths(spec: StudySpec, backbone: str) -> int:
     """Return how many depths of `backbone` trials of the study may share."""
     factors = spec.all_factors
-    n_units = unit_count(backbone)
+    n_units = _unit_count(backbone)
     varying = {"tuned_unit", "strategy"} & factors.keys() or spec.constants().get("strategy", "ft") != "ft"
     factor = factors.get("frozen_depth")
     if varying or (factor is not None and factor.choice is None):
         return n_units
     return len(factor.choice) if factor is not None and factor.choice else 1
+
+
+_unit_count = lru_cache(maxsize=16)(unit_count)
+"""Asked for every trial, and a timm network is built to count its units."""
 
 
 class _Exclusive:
