@@ -39,6 +39,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from points import Point
 from stock import Job
 
 UNITS = 18
@@ -344,8 +345,6 @@ def measure_pair(study: Study, images: Path, folder: Path, number: int) -> Pair:
 
 def judge(study: Study, pairs: Sequence[Pair]) -> None:
     """Print a line per acceptance point."""
-    from importance import Point  # not at the top: it sets threads for this process's children, which are over now
-
     equal = statistics.median(pair.stock.epochs / pair.ours.epochs for pair in pairs)
     wall = statistics.median(pair.wall for pair in pairs)
     rate = statistics.median(pair.in_training for pair in pairs)
