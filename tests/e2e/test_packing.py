@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import ray
+from rays import local_ray
 from toys import direct, ends, score, toy_spec
 
 from raystudy.errors import OutOfMemory
@@ -29,18 +30,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def local_ray() -> Iterator[None]:
-    ray.init(
-        address="local",
-        include_dashboard=False,
-        num_cpus=4,
-        num_gpus=1,
-        log_to_driver=False,
-        object_store_memory=100_000_000,
-        runtime_env={"env_vars": {"PYTHONPATH": str(Path(__file__).parents[1])}},
-    )
-    yield
-    ray.shutdown()
+def _ray() -> Iterator[None]:
+    with local_ray(num_cpus=4, num_gpus=1):
+        yield
 
 
 @dataclass(frozen=True)

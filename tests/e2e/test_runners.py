@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-import ray
 from disks import Disk
+from rays import local_ray
 from toys import N_UNITS, START, Clock, Mishap, ToyTrainer, conduct, direct, ends, resumed, started, stream, table, toy_spec
 
 from raystudy.records import Event, Reported, StudyRecord, StudyState, TrialState
@@ -29,17 +29,9 @@ SPEC = toy_spec(budget={"trials": 9, "epochs": 4}, early_stopping={"grace": 2, "
 
 
 @pytest.fixture(scope="module", autouse=True)
-def local_ray() -> Iterator[None]:
-    ray.init(
-        address="local",
-        include_dashboard=False,
-        num_cpus=2,
-        log_to_driver=False,
-        object_store_memory=100_000_000,
-        runtime_env={"env_vars": {"PYTHONPATH": str(Path(__file__).parents[1])}},
-    )
-    yield
-    ray.shutdown()
+def _ray() -> Iterator[None]:
+    with local_ray(num_cpus=2):
+        yield
 
 
 def slots(concurrent: int = 1, retries: int = 0) -> Slots:
