@@ -18,12 +18,17 @@ from numpy.typing import NDArray
 from scipy.special import expit
 from truths import Columns, Expansion, Factors, columns_at, indices_by_qmc, place, reports
 
+from raystudy.search.sampler import explores
+from raystudy.spec.sections import SearchSection
+
 Floats = NDArray[np.float64]
-Sampler = Literal["random", "tpe"]
+Sampler = Literal["random", "tpe", "tpe alone"]
+"""`tpe` as a study uses it: a third of the trials after the first ones is left to chance; `tpe alone` leaves none."""
 Curve = Callable[[Columns, Floats], Floats]
 """The noiseless metric of n configurations at epochs, shape (n, epochs)."""
 
 METRIC, BUDGET, RUNGS, REDUCTION, WORKERS = "value", 27, (1, 3, 9), 3, 8
+SEARCH = SearchSection()
 FACTORS: Factors = {
     "learning_rate": {"log_uniform": [1e-5, 1e-1]},
     "frozen_depth": {"int": [0, 18]},
@@ -124,8 +129,8 @@ class _Study:
         self.states: dict[int, str] = {}
 
     def run(self, n: int, sampler: Sampler) -> Simulated:
-        study = _optuna_study(self.seed) if sampler == "tpe" else None
-        names = list(self.curves.factors)
+        study = _optuna_study(self.seed) if sampler != "random" else None
+        explored = SEARCH.explore if sampler == "tpe" else 0.0
         configs: list[dict[str, Any]] = []
         asked: dict[int, optuna.Trial] = {}
         running: dict[int, Iterator[tuple[int, float]]] = {}
@@ -133,15 +138,20 @@ class _Study:
             while len(configs) < n and len(running) < WORKERS:
                 number = len(configs)
                 if study is not None:
+                    if explores(number, SEARCH.startup_trials, explored):
+                        study.enqueue_trial(self._drawn())
                     asked[number] = study.ask(_distributions(self.curves.factors))
                     configs.append(dict(asked[number].params))
                 else:
-                    columns = columns_at(self.curves.factors, self.random.random((1, len(names))))
-                    configs.append({name: column[0] for name, column in columns.items()})
+                    configs.append(self._drawn())
                 running[number] = self._train(configs[number])
             for number in list(running):
                 self._step(number, running, study, asked)
         return self._simulated(configs)
+
+    def _drawn(self) -> dict[str, Any]:
+        columns = columns_at(self.curves.factors, self.random.random((1, len(self.curves.factors))))
+        return {name: column[0] for name, column in columns.items()}
 
     def _train(self, config: Mapping[str, Any]) -> Iterator[tuple[int, float]]:
         columns = {name: np.array([value]) for name, value in config.items()}
@@ -195,7 +205,7 @@ class _Study:
 
 def _optuna_study(seed: int) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    sampler = optuna.samplers.TPESampler(n_startup_trials=16, multivariate=True, seed=seed)
+    sampler = optuna.samplers.TPESampler(n_startup_trials=SEARCH.startup_trials, multivariate=True, seed=seed)
     return optuna.create_study(direction="maximize", sampler=sampler)
 
 

@@ -211,7 +211,7 @@ def stopped(pool: ProcessPoolExecutor, repetitions: int, sizes: Sequence[int]) -
     every: list[Run] = []
     for size in sizes:
         for name in ("separable", "non-separable"):
-            for sampler in ("random", "tpe"):
+            for sampler in ("random", "tpe", "tpe alone"):
                 tasks = [(name, size, seed, sampler, seed < 10) for seed in range(repetitions)]
                 runs = watched(pool.map(one_run, tasks), repetitions, f"{name}, {size} trials, {sampler}")
                 every += runs
@@ -294,7 +294,8 @@ def cost(pool: ProcessPoolExecutor, repetitions: int) -> Iterator[Point]:
     )
     stopped_sizes = (30, 40, 60, 80, 120, 200, 300)
     forest_sizes = (50, 100, 200, 300, 400, 600)
-    sizes = {"forest, every trial to T": forest_sizes, "random": stopped_sizes, "tpe": stopped_sizes}
+    sizes: dict[str, tuple[int, ...]] = {"forest, every trial to T": forest_sizes}
+    sizes |= dict.fromkeys(("random", "tpe", "tpe alone"), stopped_sizes)
     needed = {way: _needed(pool, way, some, repetitions) for way, some in sizes.items()}
     full = needed.pop("forest, every trial to T")
     least = full or float(forest_sizes[-1] * fixtures.BUDGET)  # where the forest never got there, it takes more than this
@@ -322,7 +323,7 @@ def _needed(pool: ProcessPoolExecutor, way: str, sizes: Sequence[int], repetitio
 
 def one_cost(task: tuple[str, int, int]) -> tuple[float, int]:
     way, size, seed = task
-    if way in ("random", "tpe"):
+    if way != "forest, every trial to T":
         run = one_run(("non-separable", size, 1000 + seed, way, False))
         return float(np.mean(list(run.errors.values()))), run.epochs
     curves = fixtures.non_separable()

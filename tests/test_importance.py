@@ -15,7 +15,8 @@ from truths import METRIC, linear
 from raystudy.errors import InputError
 from raystudy.findings.answer import Importance, Interval
 from raystudy.findings.importance import FEWEST_TRIALS, importance
-from raystudy.findings.selfcheck import LeftOut, self_check
+from raystudy.findings.left_out import FirstReports, LeftOut
+from raystudy.findings.selfcheck import self_check
 
 FACTORS: dict[str, Any] = {
     "lr": {"log_uniform": [1e-4, 1e-1]},
@@ -260,24 +261,42 @@ def left_out(scores: list[float], kept: int = 0) -> LeftOut:
     return LeftOut(seen, seen + 0.01, z, np.arange(len(z)) < kept)
 
 
+def first_reports(*scores: float, stopped: bool = True) -> FirstReports:
+    z = np.array([*scores, *[0.5] * 50])
+    return FirstReports(z / 10, z, np.full(len(z), stopped), 1.0)
+
+
 NOUGHT = Interval(value=0.001, low=0.0, high=0.004)
+FORESEEN = first_reports()
 
 
 @pytest.mark.slow
 def test_the_self_check_passes_and_fails() -> None:
-    good = self_check(left_out([0.1] * 20), NOUGHT, "m")
+    good = self_check(left_out([0.1] * 20), FORESEEN, NOUGHT, "m")
     assert good.passed
     assert good.coverage_90 == 1
-    bad = self_check(left_out([0.1] * 13 + [4.0] * 7), NOUGHT, "m")
+    bad = self_check(left_out([0.1] * 13 + [4.0] * 7), FORESEEN, NOUGHT, "m")
     assert not bad.passed
     assert bad.sentences[0] == "13 of 20 left-out results lie inside their 90 % bands, too few: the model of m does not fit."
-    holdouts = self_check(left_out([5.0] * 6 + [0.1] * 200, kept=6), NOUGHT, "m")
+    holdouts = self_check(left_out([5.0] * 6 + [0.1] * 200, kept=6), FORESEEN, NOUGHT, "m")
     assert not holdouts.passed
     assert holdouts.sentences[0].startswith("0 of 6 trials that early stopping would have stopped")
-    noisy = self_check(left_out([0.1] * 20), Interval(value=0.05, low=0.03, high=0.09), "m")
+    noisy = self_check(left_out([0.1] * 20), FORESEEN, Interval(value=0.05, low=0.03, high=0.09), "m")
     assert not noisy.passed
     assert noisy.sentences[0].startswith("A factor that does nothing gets 3.0% to 9.0%")
-    assert self_check(left_out([]), NOUGHT, "m").passed
+    assert self_check(left_out([]), FORESEEN, NOUGHT, "m").passed
+
+
+def test_reports_that_nobody_foresees_are_a_jump() -> None:
+    cliff = self_check(left_out([0.1] * 20), first_reports(9.0, -8.0), NOUGHT, "m")
+    assert not cliff.passed
+    assert cliff.sentences[0].startswith("2 of 52 trials begin far from what all others foresee")
+    assert cliff.unforeseen_share == pytest.approx((0.9**2 + 0.8**2) / 52)
+    # Trials that went on to the end say themselves how they end.
+    assert self_check(left_out([0.1] * 20), first_reports(9.0, -8.0, stopped=False), NOUGHT, "m").passed
+    # One odd trial, or several that are off by little beside what there is to explain, are not.
+    assert self_check(left_out([0.1] * 20), first_reports(9.0), NOUGHT, "m").passed
+    assert self_check(left_out([0.1] * 20), first_reports(3.1, 3.2), NOUGHT, "m").passed
 
 
 @pytest.mark.slow

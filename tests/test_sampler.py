@@ -14,7 +14,7 @@ from toys import N_UNITS, toy_spec
 
 from raystudy.factors import Scalar
 from raystudy.records import TrialState
-from raystudy.search.sampler import Sampler, derived_seed
+from raystudy.search.sampler import Sampler, derived_seed, explores
 from raystudy.space import Space
 
 HISTORY_FREE = ["random", "qmc"]
@@ -36,11 +36,17 @@ Config = dict[str, Scalar]
 
 
 def sampler(
-    kind: str, *, seed: int = 0, startup: int = 4, factors: Mapping[str, Any] | None = None, points: tuple[Any, ...] = ()
+    kind: str,
+    *,
+    seed: int = 0,
+    startup: int = 4,
+    explore: float = 0.33,
+    factors: Mapping[str, Any] | None = None,
+    points: tuple[Any, ...] = (),
 ) -> Sampler:
     spec = toy_spec(
         factors=factors or (LISTED if kind == "grid" else WIDE),
-        search={"sampler": kind, "seed": seed, "startup_trials": startup, "points": points},
+        search={"sampler": kind, "seed": seed, "startup_trials": startup, "explore": explore, "points": points},
         early_stopping={"within": []},
     )
     return Sampler(spec, Space.of(spec, n_units=N_UNITS))
@@ -217,9 +223,27 @@ def test_tpe_without_startup_trials_proposes_from_the_first_one_on() -> None:
     assert len(proposals(sampler("tpe", startup=0), 4)) == 4
 
 
+def test_a_third_of_the_later_trials_is_left_to_chance() -> None:
+    """Whatever was learnt before, these proposals are the same, and those in between are not."""
+    good, bad = (proposals(sampler("tpe", startup=3), 12, value) for value in (quality, lambda config: -quality(config)))
+    same = [number for number, (a, b) in enumerate(zip(good, bad, strict=True)) if a == b]
+    assert same == [0, 1, 2, *(number for number in range(12) if explores(number, 3, 0.33))]
+    assert len(same) == 3 + 2
+
+
+@given(st.integers(0, 50), st.floats(0, 1))
+def test_what_is_left_to_chance_is_spread_evenly(startup: int, share: float) -> None:
+    chosen = [explores(number, startup, share) for number in range(startup + 200)]
+    assert not any(chosen[:startup])
+    for length in (1, 7, 200):
+        assert abs(sum(chosen[startup : startup + length]) - share * length) <= 1
+
+
 def test_tpe_finds_the_better_half_of_a_simple_space() -> None:
     factors = {"dropout": {"uniform": [0, 0.9]}}
-    found = proposals(sampler("tpe", startup=8, factors=factors), 40, lambda config: -abs(float(config["dropout"]) - 0.3))
+    found = proposals(
+        sampler("tpe", startup=8, explore=0, factors=factors), 40, lambda config: -abs(float(config["dropout"]) - 0.3)
+    )
     assert sum(abs(float(config["dropout"]) - 0.3) < 0.1 for config in found[20:]) > 10
 
 

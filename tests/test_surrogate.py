@@ -18,10 +18,10 @@ from raystudy.findings.draws import Draws
 from raystudy.findings.effects import milestones
 from raystudy.findings.fitting import Fitted
 from raystudy.findings.indices import values_along
+from raystudy.findings.left_out import leave_one_out
 from raystudy.findings.measure import Measure
 from raystudy.findings.observations import Observations
 from raystudy.findings.response import Response, Scale, scales
-from raystudy.findings.selfcheck import leave_one_out
 from raystudy.findings.surrogate import LEVEL_VARIANCE, SLOPE_VARIANCE, Surrogate, thinned
 from raystudy.findings.verdict import MASS, interval, quantile
 
@@ -255,7 +255,9 @@ def test_a_trial_left_out_is_predicted_as_by_a_model_without_it() -> None:
     fitted = Fitted(response, surrogate, np.arange(n), surrogate.mode[None], BUDGET, 0)
     off = np.zeros(n, dtype=bool)
     observed = Observations(tuple(range(n)), x, np.ones((n, 3), dtype=bool), trial, epochs, values, off, off, {})
-    found = leave_one_out(fitted, observed)
+    found, first = leave_one_out(fitted, observed)
+    assert len(first.scores) == n
+    assert np.isfinite(first.scores).all()
     finals = {int(t): v for t, e, v in zip(trial, epochs, values, strict=True) if e == BUDGET}
     assert len(found.seen) == len(finals) >= 2
     for position, (one, value) in enumerate(sorted(finals.items())):

@@ -147,6 +147,7 @@ class SelfCheck(_Plain):
         coverage_50: share of the left-out finals within their 50 % band.
         coverage_90: share within their 90 % band.
         null_factor: total index of a built-in factor that nothing reads; must contain 0.
+        unforeseen_share: part of the variance of all trials' first reports that lies in those far from what the others foresee.
     """
 
     passed: bool
@@ -159,6 +160,7 @@ class SelfCheck(_Plain):
     coverage_50: float | None = None
     coverage_90: float | None = None
     null_factor: Interval | None = None
+    unforeseen_share: float | None = None
 
 
 class Importance(_Plain):

@@ -18,9 +18,10 @@ from raystudy.findings.design import Design
 from raystudy.findings.effects import Reading, along_epochs, effects, pairs
 from raystudy.findings.fitting import Fitted, Posterior, fit
 from raystudy.findings.indices import Drawn, draw_indices, put_together
+from raystudy.findings.left_out import leave_one_out
 from raystudy.findings.observations import Observations, observe
 from raystudy.findings.question import NULL_FACTOR, Question, asked
-from raystudy.findings.selfcheck import leave_one_out, self_check
+from raystudy.findings.selfcheck import jumps, self_check
 from raystudy.findings.verdict import MOST_OPEN, RESOLUTION, doubted, interval, noise_floor, open_share, shares
 from raystudy.spec import Factor
 
@@ -137,10 +138,11 @@ def _explained(question: Question, observed: Observations, constant: Mapping[str
     floor = noise_floor(drawn, NULL_FACTOR)
     found = _shares(question, fitted, posterior, design, drawn, floor)
     left_open = open_share(drawn)
-    doubt = _doubt(question, left_open)
+    left_out, first = leave_one_out(fitted, reporting)
+    doubt = _doubt(question, left_open, is_jumping=jumps(first))
     if doubt:
         found = [doubted(share, doubt) for share in found]
-    check = self_check(leave_one_out(fitted, reporting), _null_share(drawn), question.metric)
+    check = self_check(left_out, first, _null_share(drawn), question.metric)
     names = [share.name for share in found]
     unknown = [
         Share(
@@ -179,8 +181,11 @@ def _explained(question: Question, observed: Observations, constant: Mapping[str
     return answer.model_copy(update=more)
 
 
-def _doubt(question: Question, left_open: float) -> str:
+def _doubt(question: Question, left_open: float, *, is_jumping: bool) -> str:
     """Return why no share is identified although each has a narrow enough interval, empty if all is well."""
+    if is_jumping:
+        what = f"{question.metric} jumps somewhere (a cliff in a learning rate?), which the model smooths over"
+        return f"{what}: shares can be off by more than their intervals. `within` asks about one side of the jump."
     if left_open <= MOST_OPEN:
         return ""
     what = f"The trials leave {left_open:.0%} of the variance of {question.metric} at epoch {question.at} open"

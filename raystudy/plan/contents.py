@@ -75,6 +75,7 @@ class SearchPlan:
         sampler: its name.
         seed: the study's seed.
         startup_trials: random trials before the sampler models; None where it never does.
+        explore: share of the later trials that it leaves to chance; None where it never models.
         points: configurations of the study file that are tried first.
         grid_points: the size of the grid; None without one.
     """
@@ -82,6 +83,7 @@ class SearchPlan:
     sampler: str
     seed: int
     startup_trials: int | None
+    explore: float | None
     points: int
     grid_points: int | None
 

@@ -129,8 +129,8 @@ def _factor(spec: StudySpec, dimension: Dimension) -> FactorPlan:
 
 def _search(spec: StudySpec, grid_points: int | None) -> SearchPlan:
     search = spec.search
-    startup = search.startup_trials if search.sampler in ("tpe", "gp") else None
-    return SearchPlan(search.sampler, search.seed, startup, len(search.points), grid_points)
+    startup, explore = (search.startup_trials, search.explore) if search.sampler in ("tpe", "gp") else (None, None)
+    return SearchPlan(search.sampler, search.seed, startup, explore, len(search.points), grid_points)
 
 
 def _stopping(spec: StudySpec, shares: Shares, trials: int) -> StoppingPlan | None:

@@ -135,6 +135,8 @@ def _sampler_rows(plan: Plan) -> Iterator[tuple[str, str]]:
     words = [f"{search.sampler}, seed {search.seed}"]
     if search.startup_trials is not None:
         words.append(f"the first {min(search.startup_trials, plan.trials):,} trials are random")
+    if search.explore:
+        words.append(f"of the others {search.explore:.0%} too, for the sake of the findings")
     if search.grid_points is not None:
         words.append(f"{search.grid_points:,} grid points")
     yield "sampler", "; ".join(words)

@@ -8,6 +8,7 @@ Optuna's own study lives in memory only; the journal is what lasts.
 from __future__ import annotations
 
 import hashlib
+import math
 import warnings
 from collections.abc import Mapping
 
@@ -35,6 +36,16 @@ def derived_seed(study_seed: int, number: int, purpose: str) -> int:
     return int.from_bytes(digest[:4], "big")
 
 
+def explores(number: int, startup_trials: int, share: float) -> bool:
+    """Whether trial `number` is left to chance although the sampler has a model: evenly spread over the trials.
+
+    A sampler that goes for the optimum leaves so little elsewhere that what factors do over the declared space is not learnt
+    from any number of trials; nearly all of these trials are stopped at the first rung, so they cost little.
+    """
+    later = number - startup_trials
+    return later >= 0 and math.floor((later + 1) * share) > math.floor(later * share)
+
+
 class Sampler:
     """Proposes configurations and learns from trials."""
 
@@ -53,7 +64,7 @@ class Sampler:
         search = self._spec.search
         if number < len(search.points):
             return self._ask(number, trial_id, enqueue=self._start_point(search.points[number]))
-        if search.sampler in ("tpe", "gp"):
+        if search.sampler in ("tpe", "gp") and not explores(number, search.startup_trials, search.explore):
             return self._ask(number, trial_id)
         config = self._independent(number)
         if config is not None:
@@ -110,7 +121,7 @@ class Sampler:
         return high
 
     def _independent(self, number: int) -> dict[str, Scalar] | None:
-        """Propose without regard to history: random, quasi-random and grid."""
+        """Propose without regard to history: random, quasi-random, grid, and what tpe and gp leave to chance."""
         index = number - len(self._spec.search.points)
         match self._spec.search.sampler:
             case "grid":

@@ -65,6 +65,9 @@ class SearchSection(Section):
     sampler: Literal["tpe", "random", "qmc", "grid", "gp"] = "tpe"
     seed: StrictInt = Field(default=0, ge=0, le=2**31 - 1)
     startup_trials: StrictInt = Field(default=16, ge=0, description="random trials before tpe and gp start to model")
+    explore: Annotated[Number, BeforeValidator(_none_is_zero), Field(ge=0, le=1)] = Field(
+        default=0.33, description="share of the trials after those that tpe and gp leave to chance: the bad regions count too"
+    )
     points: tuple[Mapping[str, StrictBool | StrictInt | StrictFloat | StrictStr], ...] = Field(
         default=(), description="configurations (or parts of them) to try first"
     )

@@ -17,8 +17,8 @@ from raystudy.findings.design import Design
 from raystudy.findings.draws import Draws
 from raystudy.findings.importance import importance
 from raystudy.findings.indices import values_along
+from raystudy.findings.left_out import leave_one_out
 from raystudy.findings.measure import Measure, sobol_points
-from raystudy.findings.selfcheck import leave_one_out
 from raystudy.findings.surrogate import Surrogate
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::FutureWarning")]
@@ -86,7 +86,7 @@ def test_a_trial_left_out_is_predicted_as_without_it() -> None:
     measure = Measure.of(truth.factors)
     observed = observe(reports, measure, metric=truths.METRIC, budget=1)
     fitted = fit(observed, tuple(axis.columns for axis in measure.axes), 1, 0)
-    found = leave_one_out(fitted, observed)
+    found, first = leave_one_out(fitted, observed)
     model = fitted.surrogate
     others = np.arange(1, 32)
     without = Surrogate(model.x[others], model.columns, model.rows.of(others), smoothness=model.smoothness)
@@ -94,6 +94,8 @@ def test_a_trial_left_out_is_predicted_as_without_it() -> None:
     weights = without.solve(model.mode, without.rows.target[:, None])[:, 0]
     predicted = float(fitted.response.inverse(np.array(whole[0, 1:] @ weights)))
     assert found.predicted[0] == pytest.approx(predicted, abs=1e-3)
+    # With one epoch, the first report is the last one.
+    assert first.scores == pytest.approx(found.scores, abs=1e-6)
 
 
 # Exact answers
@@ -160,6 +162,18 @@ def test_details_a_factor_given_and_a_region() -> None:
     assert all(proposal.config["optimizer"] == "sgd" for proposal in answer.plan.proposals)
     assert Importance.from_dict(answer.to_dict()) == answer
     assert all(proposal.config.keys() <= fixtures.FACTORS.keys() for proposal in answer.plan.proposals)
+
+
+def test_a_cliff_is_seen_and_nothing_is_claimed() -> None:
+    """Where the metric jumps, shares were off by up to 0.13 with intervals a few points wide."""
+    curves = fixtures.cliff()
+    answer = ask(curves.simulate(200, 1).reports, curves.factors, fixtures.METRIC, fixtures.BUDGET, details=False)
+    assert answer.check is not None
+    assert answer.check.unforeseen_share is not None
+    assert answer.check.unforeseen_share > 0.01
+    assert not answer.check.passed
+    assert {share.verdict for share in answer.shares} == {"not identified"}
+    assert "jumps" in str(answer)
 
 
 def test_the_self_check_fails_where_results_do_not_follow_from_the_curves() -> None:
