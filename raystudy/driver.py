@@ -21,7 +21,7 @@ from raystudy.errors import InputError, Problem, SpecError, StudyBusyError, Stud
 from raystudy.host import calling_card, exclusive, existing, is_on_shared_ray, owner, ray_session, stopping_on_signals
 from raystudy.keeping import CheckpointKeeper
 from raystudy.paths import StudyPaths
-from raystudy.preflight import smallest_unit_count, space_of
+from raystudy.preflight import check_classes, check_units, smallest_unit_count, space_of
 from raystudy.records import Event, Observer, StudyRecord, StudyResumed, StudyStarted, StudyState
 from raystudy.search.director import Director
 from raystudy.shares import Share
@@ -30,10 +30,12 @@ from raystudy.storage import StoppedWaiting, attended, tell
 from raystudy.tracking.address import check_reachable, database, tracking_uri
 from raystudy.tracking.feeder import Feeder, Ready
 from raystudy.tracking.journal import Journal, read_journal
+from raystudy.tracking.sources import fetch_sources
 from raystudy.watcher import Watcher
 from raystudy.work import Trainer
 
 if TYPE_CHECKING:
+    from raystudy.finetune.source_models import Sources
     from raystudy.search.capacity import Slots
     from raystudy.search.tune import Quota
 
@@ -110,10 +112,13 @@ def run(spec: StudySpec, setting: Setting | None = None, watcher: Watcher | None
                 f"there is a study {spec.name!r} already: `raystudy resume {spec.name}` continues it, --name renames this one"
             )
         _check_server(spec, setting)
-        trainer, about = _prepare(spec, setting, watcher, files)
-        about = {**about, "units": smallest_unit_count(spec)}
+        sources = fetch_sources(spec, _address(spec, setting), say=watcher.say)
+        check_units(spec, sources)
+        trainer, about = _prepare(spec, setting, watcher, files, sources)
+        about |= {"units": smallest_unit_count(spec, sources)}
+        about |= {"sources": {name: source.note() for name, source in sources.items()}} if sources else {}
         started = StudyStarted(time.time(), spec.name, spec.to_dict(), spec.fingerprint, __version__, about, owner())
-        return _drive(spec, setting, watcher, files, trainer, history=[], opening=started)
+        return _drive(spec, setting, watcher, files, trainer, sources, history=[], opening=started)
 
 
 def exists(name: str) -> bool:
@@ -157,12 +162,13 @@ def resume(
                 )
             )
         _check_server(spec, setting)
-        trainer, about = _prepare(spec, setting, watcher, files)
+        sources = fetch_sources(spec, _address(spec, setting), record.data.get("sources"), say=watcher.say)
+        trainer, about = _prepare(spec, setting, watcher, files, sources)
         known, found = record.data.get("fingerprint"), about.get("fingerprint")
         if known and found and known != found:
             raise InputError(Problem("data.source", f"the images of {spec.data.source} have changed since the study began"))
         resumed = StudyResumed(time.time(), spec.to_dict(), __version__) if _has_work(spec, record) else None
-        return _drive(spec, setting, watcher, files, trainer, history=history, opening=resumed)
+        return _drive(spec, setting, watcher, files, trainer, sources, history=history, opening=resumed)
 
 
 def _drive(
@@ -171,12 +177,13 @@ def _drive(
     watcher: Watcher,
     files: StudyPaths,
     trainer: Trainer,
+    sources: Sources,
     *,
     history: Sequence[Event],
     opening: StudyStarted | StudyResumed | None,
 ) -> Outcome:
     """Run the trials that are left, and bring MLflow up to the journal; without an `opening` event only the latter."""
-    space = space_of(spec)
+    space = space_of(spec, sources)
     uses_ray = not setting.inline and opening is not None
     with ExitStack() as stack:
         feeder = Feeder.start(files, _address(spec, setting))
@@ -196,7 +203,7 @@ def _drive(
                 watcher.begin(director)
                 try:
                     with _attended(director, watcher):
-                        _run_trials(director, setting, trainer, files)
+                        _run_trials(director, setting, trainer, files, sources)
                 finally:
                     watcher.end()
             watcher.say("Recording models and results in MLflow")
@@ -239,7 +246,7 @@ def _has_work(spec: StudySpec, record: StudyRecord) -> bool:
     return unfinished or len(record.trials) < spec.budget.trials
 
 
-def _run_trials(director: Director, setting: Setting, trainer: Trainer, files: StudyPaths) -> None:
+def _run_trials(director: Director, setting: Setting, trainer: Trainer, files: StudyPaths, sources: Sources) -> None:
     resources = director.spec.resources
     if director.is_exhausted:  # the last driver died between the last trial and the end of the study
         director.finish()
@@ -256,9 +263,8 @@ def _run_trials(director: Director, setting: Setting, trainer: Trainer, files: S
 
         slots = cluster_slots(resources.cpu, resources.gpu, resources.concurrent, resources.retries)
         if setting.trainer is None:
-            slots = pack(
-                director.spec, slots, lambda: gpu_need_on_cluster(director.spec, slots, tell, lambda: director.must_stop)
-            )
+            ask = partial(gpu_need_on_cluster, director.spec, slots, tell, lambda: director.must_stop, sources)
+            slots = pack(director.spec, slots, ask)
         run_on_tune(director, trainer, slots, logs=files.logs, quota=_quota(director.spec, slots, files))
 
 
@@ -320,7 +326,9 @@ def _outcome(director: Director, ready: Ready, recorded: bool) -> Outcome:
     )
 
 
-def _prepare(spec: StudySpec, setting: Setting, watcher: Watcher, files: StudyPaths) -> tuple[Trainer, dict[str, Any]]:
+def _prepare(
+    spec: StudySpec, setting: Setting, watcher: Watcher, files: StudyPaths, sources: Sources
+) -> tuple[Trainer, dict[str, Any]]:
     """Decode the images and load the weights; return what trains, and what to note about the images."""
     if setting.trainer is not None:
         return setting.trainer, {}
@@ -328,10 +336,11 @@ def _prepare(spec: StudySpec, setting: Setting, watcher: Watcher, files: StudyPa
     from raystudy.finetune.trainer import FineTuneTrainer, check_weights, open_data
 
     data = open_data(spec, paths.cache())
+    check_classes(spec, len(data.class_names))
     for warning in data.warnings:
         watcher.say(f"warning: {warning}")
-    watcher.say(f"Loading {', '.join(spec.backbones)}")
-    check_weights(spec)
+    watcher.say(f"Loading {', '.join(spec.backbones[:4])}{', ...' if len(spec.backbones) > 4 else ''}")
+    check_weights(spec, sources)
     about = {
         "fingerprint": data.fingerprint,
         "classes": list(data.class_names),
@@ -341,7 +350,7 @@ def _prepare(spec: StudySpec, setting: Setting, watcher: Watcher, files: StudyPa
         "skipped": [{"name": bad.name, "reason": bad.reason} for bad in data.bad],
         "warnings": list(data.warnings),
     }
-    return FineTuneTrainer(spec, files.all_checkpoints, paths.cache()), about
+    return FineTuneTrainer(spec, files.all_checkpoints, paths.cache(), sources=sources), about
 
 
 def _address(spec: StudySpec, setting: Setting) -> str:

@@ -32,6 +32,7 @@ class FactorInfo:
         low: smallest value allowed (inclusive), for numbers.
         high: largest value allowed (inclusive); None where the data or the backbone decides.
         positive: whether `low` itself is excluded (a learning rate of 0 trains nothing).
+        off: a value below `low` that switches the factor off; allowed as a value, not as the end of a range.
         choices: the values allowed, for categoricals.
         role: the role where the study file does not say one.
         applies: other factors' values without which this one has no effect.
@@ -45,6 +46,7 @@ class FactorInfo:
     low: float | None = None
     high: float | None = None
     positive: bool = False
+    off: int | None = None
     choices: tuple[Scalar, ...] = ()
     role: Role = "nuisance"
     applies: Mapping[str, Scalar] = field(default_factory=dict)
@@ -74,8 +76,8 @@ class FactorInfo:
         noun = "a whole number" if self.kind == "int" else "a number"
         low = "" if self.low is None else f" {'above' if self.positive else 'from'} {_plain(self.low)}"
         high = "" if self.high is None else f" {'and at most' if self.positive else 'to'} {_plain(self.high)}"
-        probe = f" (or {PROBE_DEPTH})" if self.name == "frozen_depth" else ""
-        return noun + low + high + probe
+        word = PROBE_DEPTH if self.name == "frozen_depth" else self.off
+        return noun + low + high + ("" if word is None else f" (or {word})")
 
     def _is_choice(self, value: object) -> bool:
         if self.kind == "bool":
@@ -85,6 +87,8 @@ class FactorInfo:
         return any(type(choice) is type(value) and choice == value for choice in self.choices)
 
     def _in_range(self, value: float) -> bool:
+        if self.off is not None and value == self.off:
+            return True
         if self.low is not None and (value < self.low or (self.positive and value == self.low)):
             return False
         return self.high is None or value <= self.high
@@ -304,6 +308,48 @@ FACTORS: Mapping[str, FactorInfo] = _catalogue(
         source="Chu 2016; BiT 2020",
     ),
     FactorInfo(
+        "images_per_class",
+        "int",
+        "Shots: at most so many training images of each class, of data_fraction's the first; 0 sets no limit.",
+        default=0,
+        low=1,
+        high=1_000_000,
+        off=0,
+        role="scientific",
+        source="BiT 2020; VTAB 2019",
+    ),
+    FactorInfo(
+        "class_imbalance",
+        "float",
+        "Training images of the most frequent class over those of the least frequent one: an exponential long tail.",
+        default=1.0,
+        low=1,
+        high=1000,
+        role="scientific",
+        source="Cui 2019; Cao 2019",
+    ),
+    FactorInfo(
+        "label_noise",
+        "float",
+        "Share of the training images whose label is replaced by another class, drawn uniformly; validation is never touched.",
+        default=0.0,
+        low=0,
+        high=0.9,
+        role="scientific",
+        source="Zhang 2017; Patrini 2017",
+    ),
+    FactorInfo(
+        "categories",
+        "int",
+        "Trains and validates on so many classes only, nested; the head keeps an output for each class of the data; 0 is all.",
+        default=0,
+        low=2,
+        high=1_000_000,
+        off=0,
+        role="scientific",
+        source="Huh 2016; Li, Herranz, Jiang 2020",
+    ),
+    FactorInfo(
         "pretrained",
         "bool",
         "Pretrained weights, or random initialisation.",
@@ -311,6 +357,16 @@ FACTORS: Mapping[str, FactorInfo] = _catalogue(
         role="scientific",
         source="Kornblith 2019; He 2019",
     ),
+    FactorInfo(
+        "source", "categorical", "Name of the source models to start from.", default="", role="scientific", source="Cui 2018"
+    ),
+    FactorInfo(
+        "source_categories", "int", "How many classes it was trained on.", 0, low=2, off=0, role="scientific", source="Huh 2016"
+    ),
+    FactorInfo(
+        "source_images_per_category", "int", "Images of each; 0: all.", 0, low=1, off=0, role="scientific", source="Huh 2016"
+    ),
+    FactorInfo("source_seed", "int", "Replicate of it; -1: it has none.", -1, low=0, off=-1, source="Bouthillier 2021"),
     FactorInfo("backbone", "categorical", "The pretrained network.", default="", role="scientific", source="Kornblith 2019"),
     FactorInfo(
         "seed",
@@ -325,6 +381,9 @@ FACTORS: Mapping[str, FactorInfo] = _catalogue(
 
 SOURCE_FACTORS = frozenset({"backbone", "pretrained", "source", "source_categories", "source_images_per_category"})
 """Factors about the source model; ASHA compares within their levels by default (rule 4)."""
+
+TARGET_FACTORS = frozenset({"data_fraction", "images_per_class", "class_imbalance", "label_noise", "categories"})
+"""Factors about what there is to train on, which lower or raise what can be reached at all: ASHA compares within them too."""
 
 
 def defaults() -> dict[str, Scalar]:

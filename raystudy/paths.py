@@ -2,6 +2,7 @@
 
 HOME/                         RAYSTUDY_HOME, else the user's data folder
 ├── mlflow.db, artifacts/     the local tracking store, where no server is named
+├── sources/                  registered models that studies begin with: SHA256.safetensors, and what is known of MODEL_ID.json
 └── studies/NAME/
     ├── journal.jsonl         the truth: every event of the study
     ├── lock                  held by the driver at work
@@ -44,6 +45,11 @@ def cache() -> Path:
 def studies() -> Path:
     """Return the folder with one sub-folder a study."""
     return home() / "studies"
+
+
+def sources() -> Path:
+    """Return the folder with the weights of registered models that studies begin with; all nodes of a cluster see it."""
+    return home() / "sources"
 
 
 @dataclass(frozen=True, slots=True)

@@ -210,6 +210,22 @@ class Study:
         """
         return self._reader.importance(at=at, given=given, within=within, plan=plan, seed=seed)
 
+    def report(self, path: str | Path) -> Path:
+        """Write one self-contained HTML page about the study, for people, and return where it is.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        from raystudy.errors import InputError, Problem
+        from raystudy.tracking.report import page_of_reader
+
+        page, file = page_of_reader(self._reader), Path(path)
+        try:
+            file.write_text(page, encoding="utf-8")
+        except OSError as error:
+            raise InputError(Problem(str(file), f"cannot be written: {error.strerror or error}")) from error
+        return file
+
     def record(self, answer: Importance) -> None:
         """Put an answer of `importance` into MLflow, in the place of the one that the study's end left there."""
         self._reader.record_importance(answer)

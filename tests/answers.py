@@ -10,11 +10,13 @@ from raystudy.factors import Scalar
 from raystudy.findings.answer import (
     AtEpoch,
     Effect,
+    Guideline,
     Importance,
     Interval,
     Level,
     Plan,
     Proposal,
+    Recommended,
     SelfCheck,
     Settling,
     Share,
@@ -133,6 +135,25 @@ def surface_of(first: str = "learning_rate", second: str = "frozen_depth") -> Su
     return Surface(factors=(first, second), rows=rows, columns=columns, mean=mean)
 
 
+def guideline() -> Guideline:
+    """Return what to do about a learning rate."""
+    return Guideline(
+        factor="learning_rate",
+        condition={},
+        level=0.004,
+        reference=0.1,
+        effect=interval(0.21, 0.13),
+        probability=1.0,
+        n_trials=51,
+        sentence="learning_rate is best near 0.004 [0.002, 0.009]; at 0.1 val_accuracy is 21 points lower [15, 28], n = 51.",
+    )
+
+
+def recommended() -> Recommended:
+    """Return a configuration to recommend."""
+    return Recommended(config={"learning_rate": 0.00412, "optimizer": "adamw"}, predicted=interval(0.93, 0.02))
+
+
 def usual(**changes: Any) -> Importance:
     """Return the answer of a study that went well, with `changes`."""
     pair = Share(
@@ -170,6 +191,8 @@ def usual(**changes: Any) -> Importance:
         noise_share=0.06,
         integration_error=0.003,
         scale="logit",
+        guidelines=(guideline(),),
+        recommended=recommended(),
     )
     return answer.model_copy(update=changes)
 
@@ -208,7 +231,8 @@ def single() -> Importance:
 
 def plain() -> Importance:
     """Return an answer with a share and little else: it is drawn in no time."""
-    return usual(shares=(share("learning_rate", 0.94),), pairs=(), effects=(), surfaces=(), epochs=())
+    alone = (share("learning_rate", 0.94),)
+    return usual(shares=alone, pairs=(), effects=(), surfaces=(), epochs=(), guidelines=(), recommended=None)
 
 
 def hopeless() -> Importance:

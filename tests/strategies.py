@@ -10,13 +10,15 @@ from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 
 from raystudy.factors import FACTORS, PROBE_DEPTH, FactorInfo, Scalar
+from raystudy.spec.sources import PARTS
 
 Plain = dict[str, Any]
 
 N_UNITS = 18
 """The units of efficientnet_lite0, the backbone of all studies drawn here."""
 
-VARIABLE = tuple(name for name in FACTORS if name != "backbone")
+VARIABLE = tuple(name for name in FACTORS if name not in ("backbone", *PARTS))
+"""What a study may vary by itself: not its backbone, nor what names source models, which goes together."""
 _WORDS = st.text("abcdefghijklmnopqrstuvwxyz0123456789._-", max_size=20)
 NAMES = st.builds(str.__add__, st.sampled_from("abcXYZ0123456789"), _WORDS)
 """Names that a study may have, those that YAML would take for numbers among them."""
@@ -107,7 +109,8 @@ def _int_ranges(draw: DrawFn, name: str) -> Plain:
 
 @st.composite
 def _log_int_ranges(draw: DrawFn, name: str) -> Plain:
-    whole = st.integers(1, int(_range(FACTORS[name]).high))
+    bounds = _range(FACTORS[name])
+    whole = st.integers(max(1, int(bounds.low)), int(bounds.high))
     low, high = sorted(draw(st.lists(whole, min_size=2, max_size=2, unique=True)))
     return {"log_int": [low, high]}
 

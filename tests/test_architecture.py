@@ -53,7 +53,7 @@ OWNERS = {
     "click": {"cli/"},
     "torch": {"finetune/", "tracking/models.py", "results.py", "data/torchvision_sets.py", "findings/surrogate.py"},
     "gpytorch": {"findings/"},
-    "matplotlib": {"findings/figures.py", "findings/answer.py", "tracking/findings.py"},
+    "matplotlib": {"findings/figures.py", "findings/readout_figures.py", "findings/answer.py", "tracking/findings.py"},
     "timm": {"finetune/"},
     "filelock": {"host.py", "watch.py", "finetune/trainer.py", "tracking/", "cluster/head.py"},
     "fcntl": {"cache/locks.py"},

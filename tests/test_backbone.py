@@ -593,7 +593,7 @@ def test_wrong_names_are_refused_with_what_was_probably_meant(name: str, message
 
 
 def test_a_registered_model_has_to_be_resolved_first() -> None:
-    with pytest.raises(BackboneError, match="registered model, not of a file; download the model first"):
+    with pytest.raises(BackboneError, match="registered model, which has not been fetched; name it in a study file"):
         build_backbone("models:/flowers@best")
 
 

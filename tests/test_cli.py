@@ -23,7 +23,7 @@ from raystudy.spec.text import dump_yaml, parse_yaml
 
 COMMANDS = [
     "demo", "init", "validate", "schema", "run", "submit", "list", "status", "watch", "logs", "stop", "resume", "best",
-    "trials", "importance", "export", "verify", "ui",
+    "trials", "importance", "report", "export", "verify", "ui",
 ]  # fmt: skip
 STUDY = {
     "name": "digits",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,15 +18,18 @@ from images import write_idx
 from numpy.typing import NDArray
 from scipy.linalg import sqrtm
 from scipy.optimize import linear_sum_assignment, minimize
-from scipy.stats import norm, ortho_group, wasserstein_distance
+from scipy.stats import norm, ortho_group, spearmanr, wasserstein_distance
 from tiny import build_tiny_backbone, tiny_data
+from toys import toy_spec
 
 from raystudy.cache import Cache
 from raystudy.cli import _call
 from raystudy.errors import DataError, SpecError
 from raystudy.findings.transfer import (
+    COVARIATES,
     MEASURES,
     Distance,
+    LevelResults,
     Sample,
     class_means,
     distance,
@@ -38,11 +42,13 @@ from raystudy.findings.transfer import (
     proxy_a_distance,
     squared_mmd,
 )
+from raystudy.findings.transfer.relation import DEPTH, MEAN
 from raystudy.finetune.backbone import Backbone
 from raystudy.finetune.compute import Compute
 from raystudy.finetune.digests import tensors_digest
 from raystudy.finetune.embed import draw, embed
 from raystudy.finetune.transfer import KIND, Place, Taking, measure
+from raystudy.spec import StudySpec
 
 Floats = NDArray[np.float64]
 
@@ -562,6 +568,82 @@ def test_bad_input_ends_with_2_in_words(arguments: tuple[str, ...], message: str
     assert out == ""
     assert message in err
     assert "Traceback" not in err
+
+
+@dataclass
+class Recorded:
+    """A study as the command sees it."""
+
+    name: str
+    spec: StudySpec
+
+    def reports(self) -> pa.Table:
+        return pa.table({})
+
+
+@pytest.fixture
+def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Four sets of images, a to d, each with a study of its name; in that of d the frozen depth does not vary."""
+    studies = {}
+    for number, name in enumerate("abcd"):
+        write_idx(tmp_path / name, n_classes=2 + number, per_class=5, side=8)
+        studies[name] = Recorded(name, toy_spec(name=name, data={"source": f"idx:{tmp_path / name}"}, backbone="resnet18"))
+
+    def found(spec: StudySpec, reports: pa.Table, **how: Any) -> LevelResults:
+        assert (reports.num_rows, how) == (0, {"n_units": None, "seed": "abcd".index(spec.name)})
+        draws = {name: np.full((5, 1), float("abcd".index(spec.name))) for name in (MEAN, DEPTH)}
+        if spec.name == "d":
+            return LevelResults(None, (None,), (9,), {MEAN: draws[MEAN]}, {DEPTH: "frozen_depth does not vary"})
+        return LevelResults(None, (None,), (9,), draws)
+
+    monkeypatch.setattr("raystudy.findings.transfer.levels.results_of", found)
+    monkeypatch.setattr("raystudy.studies.open_study", lambda name, **_: studies[name])
+    return [f"idx:{tmp_path / name}" for name in "abcd"]
+
+
+ALL = tuple(part for name in "abcd" for part in ("--results", name))
+
+
+def test_distances_are_related_to_what_studies_found(
+    places: list[str], recorded: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ask(places[0], *recorded, *TINY, *ALL) == 0
+    out = capsys.readouterr().out
+    assert "what distance has to do with a, b, c, d under resnet18" in out
+    rows = [line.split() for line in out.splitlines() if line.startswith(f"{MEAN} ")]
+    assert [row[1] for row in rows] == [name for name in COVARIATES if name != "parameters"]
+    assert {row[2] for row in rows} == {"4"}
+    assert "No relation is told from none." in out
+    assert "With 4 pairs no p-value can be below 0.083" in out
+    assert out.count("3 pairs are too few for a rank correlation: the smallest p-value possible is 0.33.") == 1
+    assert f"d: {DEPTH}: frozen_depth does not vary" in out
+
+
+def test_relations_are_in_the_document_for_each_backbone_with_results(
+    places: list[str], recorded: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ask(places[0], *recorded, *TINY, "--backbone", "resnet34", *ALL, "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert len(document["pairs"]) == 8
+    assert {row["backbone"] for row in document["relations"]} == {"resnet18"}
+    first = document["relations"][0]
+    similarities = [pair["emd_similarity"] for pair in document["pairs"][:4]]
+    assert (first["covariate"], first["result"], first["n_pairs"]) == ("emd_similarity", MEAN, 4)
+    assert first["rho"]["value"] == pytest.approx(spearmanr(similarities, range(4)).statistic)
+    assert document["left_out"] == [f"d: {DEPTH}: frozen_depth does not vary"]
+    assert document["cautions"]
+
+
+def test_a_study_of_other_images_is_refused_before_anything_is_computed(
+    places: list[str], recorded: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ask(places[0], recorded[0], *TINY, *ALL) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "--results a" not in err
+    for name, images in zip("bcd", recorded[1:], strict=True):
+        assert f"--results {name}: its images are {images}; expected one of the targets: {recorded[0]}" in err
+    assert not Path("cache").exists()
 
 
 def test_all_sources_and_backbones_that_are_wrong_are_named_and_nothing_is_computed(

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import VARIABLE, factors, scalars, values
 
+from raystudy.errors import SpecError
 from raystudy.factors import FACTORS, PROBE_DEPTH, Scalar, defaults
 from raystudy.finetune.hyperparameters import Hyperparameters
 from raystudy.spec import StudySpec
@@ -92,6 +93,14 @@ def test_any_value_is_either_accepted_or_refused_in_words(name: str, value: Any)
         ("pretrained", "yes"),
         ("backbone", ""),
         ("seed", 2**31),
+        ("images_per_class", -1),
+        ("images_per_class", 1.5),
+        ("class_imbalance", 0.99),
+        ("class_imbalance", 1001),
+        ("label_noise", -0.1),
+        ("label_noise", 0.91),
+        ("categories", 1),
+        ("categories", -1),
     ],
 )
 def test_a_value_that_a_factor_cannot_have_is_refused(name: str, value: Any) -> None:
@@ -106,6 +115,8 @@ def test_a_value_that_a_factor_cannot_have_is_refused(name: str, value: Any) -> 
         ("batch_size", "a whole number from 1 to 65536"),
         ("seed", "a whole number from 0 to 2147483647"),
         ("frozen_depth", "a whole number from 0 (or max)"),
+        ("images_per_class", "a whole number from 1 to 1000000 (or 0)"),
+        ("categories", "a whole number from 2 to 1000000 (or 0)"),
         ("optimizer", "one of sgd, adamw"),
         ("pretrained", "true or false"),
         ("backbone", "a name"),
@@ -113,6 +124,15 @@ def test_a_value_that_a_factor_cannot_have_is_refused(name: str, value: Any) -> 
 )
 def test_what_is_accepted_is_said_in_words(name: str, words: str) -> None:
     assert FACTORS[name].accepted() == words
+
+
+@pytest.mark.parametrize(("name", "least"), [("images_per_class", 1), ("categories", 2)])
+def test_the_word_for_no_limit_is_a_value_but_not_the_end_of_a_range(name: str, least: int) -> None:
+    StudySpec.from_dict(_study(fixed={name: 0}))
+    StudySpec.from_dict(_study(factors={name: {"choice": [0, 5]}}))
+    StudySpec.from_dict(_study(factors={name: {"int": [least, 5]}}))
+    with pytest.raises(SpecError, match=rf"factors.{name}.int\[0\]: got 0, which sets no limit .* at least {least}"):
+        StudySpec.from_dict(_study(factors={name: {"int": [0, 5]}}))
 
 
 def _study(*, factors: dict[str, Any] | None = None, fixed: dict[str, Scalar] | None = None) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from tiny import N_UNITS, build_tiny_backbone, tiny_data, tiny_plan, without_tim
 from torch import Tensor, nn
 
 from raystudy.cache import Cache, CacheFull
-from raystudy.data import PreparedData, fraction_subset, nesting_order
+from raystudy.data import PreparedData, category_order, fraction_subset, nesting_order
 from raystudy.errors import SpecError
 from raystudy.factors import Scalar
 from raystudy.finetune import activations, prefixes
@@ -80,6 +80,10 @@ configurations = st.fixed_dictionaries(
     {
         "frozen_depth": st.integers(0, N_UNITS),
         "data_fraction": st.sampled_from([0.2, 0.5, 1.0]),
+        "images_per_class": st.sampled_from([0, 0, 4]),
+        "class_imbalance": st.sampled_from([1.0, 1.0, 5.0]),
+        "label_noise": st.sampled_from([0.0, 0.3]),
+        "categories": st.sampled_from([0, 0, 2]),
         "batch_size": st.sampled_from([3, 8, 40]),
         "strategy": st.sampled_from(["ft", "lp_ft", "gradual"]),
         "optimizer": st.sampled_from(["sgd", "adamw"]),
@@ -164,6 +168,58 @@ def test_a_trial_on_a_fraction_computes_the_blocks_that_it_needs_and_others_shar
         blocks[fraction] = {entry.key for entry in shared.cache.entries() if entry.about["split"] == "train"}
     assert blocks[0.1] < blocks[0.5] < blocks[1.0]
     assert [len(keys) for keys in blocks.values()] == [1, 3, 6]
+
+
+DATA_FACTORS: dict[str, dict[str, Scalar]] = {
+    "shots": {"images_per_class": 3},
+    "tail": {"class_imbalance": 8.0},
+    "noise": {"label_noise": 0.4},
+    "categories": {"categories": 2},
+    "all": {"data_fraction": 0.8, "images_per_class": 7, "class_imbalance": 3.0, "label_noise": 0.3, "categories": 2},
+}
+
+
+@pytest.mark.parametrize("name", DATA_FACTORS)
+@pytest.mark.parametrize("strategy", ["ft", "gradual"])
+def test_whatever_a_trial_trains_on_is_read_as_it_is_computed(
+    name: str, strategy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(activations, "_BLOCK_ROWS", 5)
+    plan = tiny_plan({**DATA_FACTORS[name], "frozen_depth": 3, "strategy": strategy, "batch_size": 5})
+    computed = rows(plan, tmp_path / "computed", None)
+    shared = sharing(tmp_path)
+    built, read = (rows(plan, tmp_path / folder, shared) for folder in ("built", "read"))
+    assert same(computed, built)
+    assert same(computed, read)
+    assert {row["stored_units"] for row in read} >= {3}
+
+
+def test_wrong_labels_read_the_activations_that_right_ones_left(tmp_path: Path) -> None:
+    shared = sharing(tmp_path)
+    right = rows(tiny_plan({"frozen_depth": 3}), tmp_path / "right", shared)
+    entries = {entry.key for entry in shared.cache.entries()}
+    wrong = rows(tiny_plan({"frozen_depth": 3, "label_noise": 0.5}), tmp_path / "wrong", shared)
+    assert {entry.key for entry in shared.cache.entries()} == entries
+    assert not same(right, wrong)
+
+
+def test_few_shots_compute_the_blocks_that_they_need_and_share_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(activations, "_BLOCK_ROWS", 5)
+    shared, blocks = sharing(tmp_path), []
+    for shots in (1, 5, 0):
+        rows(tiny_plan({"frozen_depth": 3, "images_per_class": shots, "batch_size": 5}), tmp_path / f"{shots}", shared)
+        blocks.append({entry.key for entry in shared.cache.entries() if entry.about["split"] == "train"})
+    assert blocks[0] < blocks[1] < blocks[2]
+    assert [len(keys) for keys in blocks] == [1, 3, 6]
+
+
+def test_few_categories_compute_their_own_images_only(tmp_path: Path) -> None:
+    shared = sharing(tmp_path)
+    rows(tiny_plan({"frozen_depth": 3, "categories": 2}), tmp_path / "a", shared)
+    sizes = {entry.about["split"]: entry.about["images"] for entry in shared.cache.entries()}
+    data = tiny_data()
+    classes = category_order(3, seed=0)[:2]
+    assert sizes == {"train": 20, "validation": int(np.isin(data.labels[data.splits.validation], classes).sum())}
 
 
 def test_growing_fractions_take_up_images_in_one_order() -> None:

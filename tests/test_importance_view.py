@@ -83,7 +83,7 @@ def test_sentences_are_sentences_and_never_say_what_is_not_known(answer: Importa
     said = list(sentences(answer))
     assert said
     for sentence in said:
-        assert re.fullmatch(r"\S.*[.]", sentence), sentence
+        assert re.fullmatch(r"\S.*[.]|Guidelines, .*:", sentence), sentence
         assert not re.search(r"\b(None|nan|True|False)\b", sentence), sentence
     assert str(answer) == "\n".join(said)
 
@@ -116,6 +116,14 @@ def test_what_matters_is_said_with_its_interval_and_its_interactions() -> None:
     assert "6 % of the variance is noise" in said
     assert "812 reports of 120 trials, 14 of which reached epoch 27" in said
     assert "The self-check passed: 14 left-out trials predicted to within 0.012 (R² 0.93), 5 hold-outs to within 0.021" in said
+
+
+def test_guidelines_come_last_below_a_line_that_says_how_to_read_them() -> None:
+    said = list(sentences(answers.usual()))[-3:]
+    assert said[0] == "Guidelines, with 90 % intervals and the number n of trials near the values compared:"
+    assert said[1] == answers.guideline().sentence
+    assert said[2] == "Recommended: learning_rate=0.00412, optimizer=adamw: val_accuracy 0.930 (0.920 to 0.940) expected."
+    assert "Guidelines" not in text(answers.hopeless())
 
 
 def test_the_best_level_is_one_of_few_or_a_range_of_many() -> None:
@@ -558,7 +566,8 @@ def own_uri(tmp_path: Path) -> str:
 def test_the_process_writes_json_table_and_figure(files: StudyPaths, estimator: Estimator) -> None:
     write_journal(files.journal, study_events(6))
     assert findings.main(["--root", str(files.root)]) == 0
-    assert {path.name for path in files.findings.iterdir()} == {"importance.json", "importance.parquet", "importance.png"}
+    written = {"importance.json", "importance.parquet", "importance.png", "report.html"}
+    assert {path.name for path in files.findings.iterdir()} == written
     assert latest(files) == estimator.answer
     assert conclusion(files) == headline(estimator.answer) != []
 

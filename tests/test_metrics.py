@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.metrics import accuracy_score, f1_score, log_loss, recall_score
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, log_loss, recall_score
 from torch import Tensor, nn
 
 from raystudy.finetune.compute import Compute
@@ -38,6 +39,9 @@ def test_all_metrics_are_scikit_learns_whatever_the_batches(labels: list[int], b
     assert scores.n_images == len(labels)
     assert scores.accuracy == pytest.approx(accuracy_score(labels, predicted))
     assert scores.macro_f1 == pytest.approx(f1_score(labels, predicted, average="macro"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of classes that are predicted and do not occur
+        assert scores.balanced_accuracy == pytest.approx(balanced_accuracy_score(labels, predicted))
     assert scores.loss == pytest.approx(log_loss(labels, probabilities, labels=range(N_CLASSES)), rel=1e-4)
     present = sorted(set(labels))
     recalls = recall_score(labels, predicted, labels=present, average=None, zero_division=0)
@@ -48,7 +52,13 @@ def test_a_class_without_images_has_no_accuracy_of_its_own() -> None:
     scores = score(torch.eye(N_CLASSES)[:2], torch.tensor([0, 1]), 2)
     assert scores.per_class_accuracy[:2].tolist() == [1, 1]
     assert np.isnan(scores.per_class_accuracy[2:]).all()
-    assert scores.macro_f1 == 1
+    assert scores.macro_f1 == scores.balanced_accuracy == 1
+
+
+def test_balanced_accuracy_gives_a_rare_class_the_weight_of_a_frequent_one() -> None:
+    labels = torch.tensor([0] * 9 + [1])
+    scores = score(torch.eye(N_CLASSES)[torch.zeros(10, dtype=torch.int64)], labels, 4)
+    assert (scores.accuracy, scores.balanced_accuracy) == (0.9, 0.5)
 
 
 def test_a_module_is_evaluated_in_eval_mode_without_gradients() -> None:

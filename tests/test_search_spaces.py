@@ -9,12 +9,21 @@ import pytest
 
 from raystudy import preflight, templates
 from raystudy.cli import cli
+from raystudy.finetune.source_models import SourceModel
 from raystudy.spec import StudySpec
+from raystudy.spec.pretrain import is_pretraining
+from raystudy.spec.sources import is_registered
 from raystudy.spec.text import read_study_file, with_values
 
 FOLDER = Path(__file__).parents[1] / "search_spaces"
 FILES = sorted(FOLDER.glob("*.yaml"))
 ENTRIES = ("Question", "Command", "Hardware", "Expect")
+
+
+def registered(address: str) -> SourceModel:
+    """Stand for a model that a command of the header has made."""
+    return SourceModel(address, "", "1", "", "", "efficientnet_lite0", "", Path())
+
 
 every_file = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 
@@ -60,12 +69,31 @@ def test_the_header_names_commands_that_exist_and_the_file_itself(file: Path) ->
 @every_file
 def test_the_file_is_right_once_its_images_are_there(file: Path) -> None:
     data = read_study_file(file)
-    if data["data"]["source"] == "folder:/path/to/images":
+    if not data["data"]["source"].startswith("sklearn:"):  # others may not be on this machine
         data = with_values(data, {"data.source": "sklearn:digits"})
-    spec = preflight.check(data, title=file.name)
-    space = preflight.space_of(spec)
-    assert spec.full_config(space.at([0.5] * len(space.dimensions)))["backbone"] == spec.backbone
+    spec = (preflight.check_pretraining if is_pretraining(data) else preflight.check)(data, title=file.name)
+    space = preflight.space_of(spec, {name: registered(name) for name in spec.backbones if is_registered(name)})
+    assert spec.full_config(space.at([0.5] * len(space.dimensions)))["backbone"] in spec.backbones
     assert StudySpec.from_yaml(file).name == file.stem.replace("_", "-")
+
+
+CLUSTER_FILES = sorted((FOLDER / "cluster").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", CLUSTER_FILES, ids=lambda file: file.stem)
+def test_the_form_for_a_cluster_is_right(file: Path) -> None:
+    """What only the cluster can see (folders, weight files, source models) is checked there."""
+    entries = header(file)
+    assert tuple(entries) == ENTRIES
+    assert f"search_spaces/cluster/{file.name}" in entries["Command"]
+    spec = preflight.read_study(file, is_here=False)
+    assert spec.factors
+
+
+def test_every_question_of_the_paper_has_a_form_for_this_machine_and_for_a_cluster() -> None:
+    questions = {"learning_rate", "frozen_depth", "source_categories", "source_distance", "imbalance", "paper_factors"}
+    for files in (FILES, CLUSTER_FILES):
+        assert questions <= {file.stem for file in files}
 
 
 def test_the_templates_are_these_files_by_name_with_their_questions() -> None:

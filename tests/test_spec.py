@@ -248,6 +248,30 @@ def test_several_backbones_are_a_factor_of_their_own_and_a_cell() -> None:
     assert "backbone" not in spec.constants()
 
 
+def test_what_there_is_to_train_on_is_compared_within_where_it_varies_by_levels() -> None:
+    varied: Plain = {
+        "images_per_class": {"choice": [5, 50]},
+        "label_noise": {"choice": [0, 0.4]},
+        "dropout": {"choice": [0, 0.5]},
+        "categories": {"int": [2, 10]},
+        "class_imbalance": {"choice": [1, 10]},
+    }
+    cells = ("images_per_class", "label_noise", "categories", "class_imbalance")
+    assert study(factors=varied).cells == cells
+    assert study(factors=varied, early_stopping={"within": []}).cells == ()
+    continuous = {"data_fraction": {"uniform": [0.1, 1]}, "label_noise": {"uniform": [0, 0.5]}}
+    assert study(factors={**continuous, "images_per_class": {"log_int": [1, 99]}}).cells == ()
+
+
+def test_fraction_and_shots_may_vary_together() -> None:
+    both = study(factors={"data_fraction": {"choice": [0.5, 1.0]}, "images_per_class": {"choice": [1, 9]}})
+    assert both.cells == ("data_fraction", "images_per_class")
+
+
+def test_balanced_accuracy_can_be_aimed_at() -> None:
+    assert study(objective={"metric": "val_balanced_accuracy"}).mode == "max"
+
+
 def test_full_configurations_hold_every_factor_active_over_fixed_over_default() -> None:
     spec = study(data__augmentation="flip")
     config = spec.full_config({"learning_rate": 0.01})

@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from tiny import N_UNITS, build_tiny_backbone, conv_unit, tiny_data, tiny_plan, tiny_run, without_time
 from torch import Tensor, nn
 
-from raystudy.errors import CheckpointError, Diverged, OutOfMemory, SpecError
+from raystudy.data import category_order
+from raystudy.errors import CheckpointError, DataError, Diverged, OutOfMemory, SpecError
 from raystudy.factors import Scalar
 from raystudy.finetune import checkpoint as checkpoints
 from raystudy.finetune.backbone import Backbone
@@ -33,6 +35,7 @@ CONFIGS: dict[str, dict[str, Scalar]] = {
     "frozen": {"frozen_depth": 2, "augmentation": "standard", "mixup": 0.4},
     "surgical": {"tuned_unit": 1, "batch_norm": "eval", "clip_grad_norm": 0.5},
     "scratch": {"pretrained": False, "data_fraction": 0.5, "augmentation": "flip"},
+    "few": {"images_per_class": 7, "class_imbalance": 4.0, "label_noise": 0.2, "categories": 2},
     "reinit": {"reinit_units": 2, "layer_decay": 0.7, "resolution": 6},
 }
 
@@ -83,6 +86,7 @@ def test_a_row_has_the_metrics_of_the_contract_and_finite_values(tmp_path: Path)
         "val_loss",
         "val_accuracy",
         "val_macro_f1",
+        "val_balanced_accuracy",
         "images_per_second",
         "epoch_seconds",
         "prefix_seconds",
@@ -103,6 +107,11 @@ def test_a_trial_learns(tmp_path: Path) -> None:
         ({}, "epoch", 4),  # 30 images in batches of 8
         ({"data_fraction": 0.4}, "epoch", 4),
         ({"data_fraction": 0.4}, "subset_epoch", 2),  # 12 images
+        ({"images_per_class": 4}, "epoch", 4),
+        ({"images_per_class": 4}, "subset_epoch", 2),
+        ({"class_imbalance": 5.0}, "subset_epoch", 2),  # 10 + 4 + 2 images
+        ({"categories": 2}, "epoch", 4),
+        ({"categories": 2}, "subset_epoch", 3),  # 20 images
         ({"data_fraction": 0.1, "batch_size": 30}, "epoch", 1),  # 3 images, each ten times
     ],
 )
@@ -111,6 +120,126 @@ def test_an_epoch_is_as_many_steps_as_its_unit_says(config: dict[str, Scalar], u
     run = TrialRun(plan, tiny_data(), tmp_path, backbone=build_tiny_backbone)
     next(run.epochs())
     assert conv_unit(run.model, 0).norm.num_batches_tracked == steps
+
+
+DATA_FACTORS: dict[str, dict[str, Scalar]] = {
+    "data_fraction": {"data_fraction": 0.4},
+    "images_per_class": {"images_per_class": 4},
+    "class_imbalance": {"class_imbalance": 5.0},
+    "label_noise": {"label_noise": 0.3},
+    "categories": {"categories": 2},
+}
+DEFAULTS: dict[str, Scalar] = {
+    "data_fraction": 1.0,
+    "images_per_class": 0,
+    "class_imbalance": 1.0,
+    "label_noise": 0.0,
+    "categories": 0,
+}
+
+
+class Seen:
+    """The images and labels of all training and validation batches of a trial, in their order."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.training: list[list[int]] = []
+        self.training_labels: list[list[int]] = []
+        self.validation: list[int] = []
+        self.validation_labels: list[int] = []
+        fetch = ImageStore.fetch
+
+        def noted(store: ImageStore, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+            images, labels = fetch(store, indices)
+            if len(indices) == 8:  # the batch size; validation takes all its images at once
+                self.training.append(indices.tolist())
+                self.training_labels.append(labels.tolist())
+            else:
+                self.validation, self.validation_labels = indices.tolist(), labels.tolist()
+            return images, labels
+
+        monkeypatch.setattr(ImageStore, "fetch", noted)
+
+    @property
+    def images(self) -> list[int]:
+        """The training images, batch after batch."""
+        return list(itertools.chain.from_iterable(self.training))
+
+    @property
+    def label_of(self) -> dict[int, int]:
+        """The label under which each training image was seen."""
+        labels: dict[int, int] = {}
+        for index, label in zip(self.images, itertools.chain.from_iterable(self.training_labels), strict=True):
+            assert labels.setdefault(index, label) == label
+        return labels
+
+
+def seen_in(config: dict[str, Scalar], folder: Path, *, number: int = 0) -> tuple[Seen, TrialRun]:
+    with pytest.MonkeyPatch.context() as patch:
+        seen = Seen(patch)
+        run = tiny_run(folder, config, epochs=2, number=number)
+        list(run.epochs())
+    return seen, run
+
+
+def test_the_defaults_of_what_there_is_to_train_on_change_no_bit(tmp_path: Path) -> None:
+    assert rows_of(tiny_run(tmp_path / "a", DEFAULTS)) == rows_of(tiny_run(tmp_path / "b"))
+
+
+@pytest.mark.parametrize("name", DATA_FACTORS)
+def test_what_there_is_to_train_on_changes_no_step_and_not_the_start(name: str, tmp_path: Path) -> None:
+    seen, run = seen_in(DATA_FACTORS[name], tmp_path / "a")
+    plain, plain_run = seen_in({}, tmp_path / "b")
+    assert len(seen.training) == len(plain.training) == 8  # 2 epochs over 30 images in batches of 8
+    assert conv_unit(run.model, 0).norm.num_batches_tracked == 8
+    assert run.model.head.state_dict().keys() == plain_run.model.head.state_dict().keys()
+    assert bits(run).keys() == bits(plain_run).keys()
+    assert [len(part) for part in bits(run).values()] == [len(part) for part in bits(plain_run).values()]
+    if name != "categories":
+        assert seen.validation == plain.validation == tiny_data().splits.validation.tolist()
+    assert seen.validation_labels == tiny_data().labels[seen.validation].tolist()
+
+
+@pytest.mark.parametrize("name", DATA_FACTORS)
+def test_every_trial_of_a_study_gets_the_same_data(name: str, tmp_path: Path) -> None:
+    ones, others = (seen_in(DATA_FACTORS[name], tmp_path / str(number), number=number)[0] for number in (0, 7))
+    assert ones.label_of == others.label_of
+    assert ones.training != others.training
+
+
+def test_label_noise_leaves_the_images_and_their_order_alone(tmp_path: Path) -> None:
+    clean, little, much = (seen_in({"label_noise": noise}, tmp_path / str(noise))[0] for noise in (0.0, 0.2, 0.5))
+    assert clean.training == little.training == much.training
+    truth = tiny_data().labels
+    wrong = []
+    for seen in (clean, little, much):
+        assert len(seen.label_of) == 30
+        wrong.append({index: label for index, label in seen.label_of.items() if label != truth[index]})
+    assert [len(part) for part in wrong] == [0, 6, 15]
+    assert wrong[1].items() <= wrong[2].items()
+
+
+def test_shots_and_tails_leave_so_many_images_of_each_class(tmp_path: Path) -> None:
+    few, tail = (seen_in(DATA_FACTORS[name], tmp_path / name)[0] for name in ("images_per_class", "class_imbalance"))
+    labels = tiny_data().labels
+    assert np.bincount(labels[list(few.label_of)]).tolist() == [4, 4, 4]
+    assert sorted(np.bincount(labels[list(tail.label_of)]).tolist()) == [2, 4, 10]
+
+
+def test_categories_train_and_validate_on_their_classes_and_keep_the_head(tmp_path: Path) -> None:
+    seen, run = seen_in({"categories": 2}, tmp_path)
+    labels = tiny_data().labels
+    classes = set(category_order(3, seed=0)[:2].tolist())
+    assert set(labels[seen.images].tolist()) == set(labels[seen.validation].tolist()) == classes
+    assert len(seen.validation) == np.isin(labels[30:], list(classes)).sum()
+    assert run.model(torch.zeros(1, 3, 8, 8)).shape == (1, 3)
+
+
+def test_more_categories_than_classes_are_refused_before_weights_are_read(tmp_path: Path) -> None:
+    def never(*_: object, **__: object) -> Backbone:
+        raise AssertionError("weights were read")
+
+    with pytest.raises(DataError, match="got 4, but the data have 3 classes"):
+        next(tiny_run(tmp_path, {"categories": 4}, backbone=never).epochs())
 
 
 def test_a_row_is_yielded_only_after_its_checkpoint_is_on_disk(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import click
 
 from raystudy import __version__
-from raystudy.cli import cache, cluster, distance, files, findings, results, studies, submit
+from raystudy.cli import cache, cluster, distance, files, findings, pretrain, report, results, studies, submit
 from raystudy.errors import RaystudyError
 
 
@@ -45,9 +45,11 @@ for command in (
     results.best,
     results.trials,
     findings.importance,
+    report.report,
     results.export,
     results.verify,
     results.ui,
+    pretrain.pretrain,
     distance.distance,
     cache.cache,
     cluster.head,

@@ -52,7 +52,7 @@ def importance(
     if record:
         _check_is_whole(at=at, given=given, within=within)
     study = open_study(name, tracking_uri=tracking_uri)
-    with _busy():
+    with busy("Computing which factors matter"):
         answer = study.importance(at, given=_given(study, given), within=within, plan=plan, seed=seed)
         if record:
             study.record(answer)
@@ -84,13 +84,13 @@ def _given(study: Study, texts: tuple[str, ...]) -> dict[str, Any]:
     return given_of(texts, study.spec.all_factors) if texts else {}
 
 
-def _busy() -> AbstractContextManager[object]:
+def busy(doing: str) -> AbstractContextManager[object]:
     """Show on a terminal that something is going on."""
     if not sys.stderr.isatty():
         return nullcontext()
     from rich.console import Console
 
-    return Console(stderr=True).status("Computing which factors matter")
+    return Console(stderr=True).status(doing)
 
 
 def _write(answer: Importance, path: Path) -> None:

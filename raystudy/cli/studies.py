@@ -95,7 +95,7 @@ def resume(
         return check(apply_overrides(spec.to_dict(), overrides), title=name)
 
     setting = Setting(inline=inline, tracking_uri=tracking_uri)
-    outcome = continue_study(name, changed if overrides else None, setting, _watcher(events=events))
+    outcome = continue_study(name, changed if overrides else None, setting, shown_progress(events=events))
     return _finish(outcome, as_json=as_json, events=events)
 
 
@@ -168,17 +168,21 @@ def watch(name: str, address: str | None) -> int:
 
 
 def _run(spec: StudySpec, *, inline: bool, as_json: bool, may_resume: bool = False, events: bool = False) -> int:
-    from raystudy import driver
-
-    setting, watcher = driver.Setting(inline=inline), _watcher(events=events)
-    if may_resume and driver.exists(spec.name):
-        outcome = driver.resume(spec.name, lambda _: spec, setting, watcher)
-    else:
-        outcome = driver.run(spec, setting, watcher)
+    outcome = conduct(spec, inline=inline, may_resume=may_resume, events=events)
     return _finish(outcome, as_json=as_json, events=events)
 
 
-def _watcher(*, events: bool = False) -> Watcher:
+def conduct(spec: StudySpec, *, inline: bool, may_resume: bool = False, events: bool = False) -> Outcome:
+    """Run a study, or continue the one of its name, and show how it goes."""
+    from raystudy import driver
+
+    setting, watcher = driver.Setting(inline=inline), shown_progress(events=events)
+    if may_resume and driver.exists(spec.name):
+        return driver.resume(spec.name, lambda _: spec, setting, watcher)
+    return driver.run(spec, setting, watcher)
+
+
+def shown_progress(*, events: bool = False) -> Watcher:
     """Return what shows progress, on stderr: stdout is for results, or for events where somebody reads those."""
     from rich.console import Console
 
@@ -192,12 +196,17 @@ def _watcher(*, events: bool = False) -> Watcher:
 
 
 def _finish(outcome: Outcome, *, as_json: bool, events: bool = False) -> int:
-    from raystudy.records import StudyState
-
     if as_json:
         options.print_json(outcome.to_dict())
     else:
         click.echo(_summary(outcome), err=events)
+    return exit_code(outcome)
+
+
+def exit_code(outcome: Outcome) -> int:
+    """Return the exit code of a command that ran a study."""
+    from raystudy.records import StudyState
+
     return {StudyState.COMPLETED: 0, StudyState.INTERRUPTED: 130}.get(outcome.state, 1)
 
 

@@ -43,7 +43,7 @@ def submit(
     if dry_run:
         click.echo(cluster.plan(spec, as_json=as_json), nl=False)
         return 0
-    _tell(spec.name, cluster, cluster.submit(spec, resume=may_resume), as_json=as_json)
+    tell(spec.name, cluster, cluster.submit(spec, resume=may_resume), as_json=as_json)
     return follow(cluster, spec.name) if follows else 0
 
 
@@ -52,7 +52,7 @@ def resume_on_cluster(name: str, overrides: tuple[str, ...], address: str | None
     from raystudy.cluster.service import Cluster
 
     cluster = Cluster(address)
-    _tell(name, cluster, cluster.resume(name, overrides), as_json=as_json)
+    tell(name, cluster, cluster.resume(name, overrides), as_json=as_json)
     return 0
 
 
@@ -84,7 +84,8 @@ def print_cluster_log(name: str, trial: str | None, address: str | None) -> None
         click.echo(line if event is None else event_line(event))
 
 
-def _tell(name: str, cluster: Cluster, taken: Submitted, *, as_json: bool) -> None:
+def tell(name: str, cluster: Cluster, taken: Submitted, *, as_json: bool) -> None:
+    """Say that a cluster has taken a study, and how to go on."""
     if as_json:
         about = {"name": name, "job_id": taken.job.job_id, "state": taken.state, "address": cluster.address}
         options.print_json(about)

@@ -3,6 +3,7 @@
 from raystudy.data.filesystem import is_uri
 from raystudy.data.pipeline import prepare
 from raystudy.data.prepared import BadImage, ClassCount, DataSummary, PreparedData, Splits, summarise
+from raystudy.data.selection import Selected, Selection, category_order, select
 from raystudy.data.source import check_source, split_source
 from raystudy.data.splits import class_orders, fraction_subset, nesting_order
 
@@ -11,13 +12,17 @@ __all__ = [
     "ClassCount",
     "DataSummary",
     "PreparedData",
+    "Selected",
+    "Selection",
     "Splits",
+    "category_order",
     "check_source",
     "class_orders",
     "fraction_subset",
     "is_uri",
     "nesting_order",
     "prepare",
+    "select",
     "split_source",
     "summarise",
 ]

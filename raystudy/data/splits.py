@@ -85,20 +85,36 @@ def fraction_subset(train: Indices, labels: Indices, fraction: float, *, seed: i
     Raises:
         DataError: the fraction is out of range, or a class has no training image.
     """
+    check_fraction(train, labels, fraction)
+    return _merge([order[: share_of(len(order), fraction)] for order in class_orders(train, labels, seed=seed)])
+
+
+def check_fraction(train: Indices, labels: Indices, fraction: float) -> None:
+    """Check that `fraction` is a share, and that every class that occurs among `labels` has a training image to give.
+
+    Raises:
+        DataError: otherwise.
+    """
     if not 0 < fraction <= 1:
         raise DataError(Problem("data_fraction", f"is {fraction}", "use a share above 0 and at most 1"))
-    train_labels = labels[train]
-    if missing := sorted(set(np.unique(labels).tolist()) - set(np.unique(train_labels).tolist())):
+    if missing := sorted(set(np.unique(labels).tolist()) - set(np.unique(labels[train]).tolist())):
         named = ", ".join(map(str, missing))
         what = f"the training split has no image of class {named}"
         raise DataError(Problem("data_fraction", what, "each class needs at least 1 training image"))
-    return _merge([order[: _share(len(order), fraction)] for order in class_orders(train, labels, seed=seed)])
 
 
 def class_orders(indices: Indices, labels: Indices, *, seed: int) -> list[Indices]:
     """Return the images of each class that occurs among `indices`, in the order in which growing subsets take them up."""
-    own = labels[indices]
-    return [_shuffled(np.sort(indices[own == label]), seed=seed, purpose=f"fraction\0{label}") for label in np.unique(own)]
+    return [_shuffled(own, seed=seed, purpose=f"fraction\0{label}") for label, own in by_class(indices, labels)]
+
+
+def by_class(indices: Indices, labels: Indices) -> list[tuple[int, Indices]]:
+    """Return each class that occurs among `indices`, ascending, with its images, sorted."""
+    ordered = np.sort(indices)
+    grouped = ordered[np.argsort(labels[ordered], kind="stable")]
+    classes, starts = np.unique(labels[grouped], return_index=True)
+    ends = np.append(starts, len(grouped))[1:]
+    return [(int(label), grouped[start:end]) for label, start, end in zip(classes, starts, ends, strict=True)]
 
 
 def nesting_order(train: Indices, labels: Indices, *, seed: int) -> Indices:
@@ -152,14 +168,19 @@ def _held_out(n: int, shares: Sequence[float]) -> list[int]:
     return counts
 
 
-def _share(n: int, fraction: float) -> int:
+def share_of(n: int, fraction: float) -> int:
+    """Return the share `fraction` of `n` images, rounded up."""
     return math.ceil(round(fraction * n, 9))  # rounded first: 0.07 * 100 is 7.000000000000001
 
 
-def _shuffled(indices: Indices, *, seed: int, purpose: str) -> Indices:
+def raw_draws(n: int, *, seed: int, purpose: str) -> NDArray[np.uint64]:
+    """Return `n` random numbers of 64 bits, `(n,)`, that depend on the seed and the purpose only."""
     words = np.frombuffer(blake2b(purpose.encode(), digest_size=16).digest(), "<u4").tolist()
-    bits = np.random.PCG64(np.random.SeedSequence([seed, *words]))
-    return indices[np.argsort(bits.random_raw(len(indices)), kind="stable")]
+    return np.asarray(np.random.PCG64(np.random.SeedSequence([seed, *words])).random_raw(n), dtype=np.uint64)
+
+
+def _shuffled(indices: Indices, *, seed: int, purpose: str) -> Indices:
+    return indices[np.argsort(raw_draws(len(indices), seed=seed, purpose=purpose), kind="stable")]
 
 
 def _merge(parts: Sequence[Indices]) -> Indices:

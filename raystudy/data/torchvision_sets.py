@@ -71,8 +71,12 @@ class _Request:
         return f"torchvision:{self.name}@{self.root}#{self.split}"
 
 
-def parse(text: str) -> _Request:
+def parse(text: str, *, is_here: bool = True) -> _Request:
     """Read `NAME@ROOT#SPLIT`.
+
+    Args:
+        text: what follows `torchvision:`.
+        is_here: whether this machine will read it, so that its folder can be looked for.
 
     Raises:
         DataError: unknown set or split, or no such folder while downloads are not allowed.
@@ -86,7 +90,7 @@ def parse(text: str) -> _Request:
     if request.split not in _SETS[name]:
         what = f"{name} has no split {split!r}"
         raise DataError(Problem(f"torchvision:{text}", what, f"it has {', '.join(_SETS[name])}"))
-    if not root.is_dir() and not _may_download():
+    if is_here and not root.is_dir() and not _may_download():
         raise _not_there(request)
     return request
 

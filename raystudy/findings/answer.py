@@ -163,6 +163,42 @@ class SelfCheck(_Plain):
     unforeseen_share: float | None = None
 
 
+class Guideline(_Plain):
+    """A finding to act on: what one value of a factor gains over another.
+
+    Attributes:
+        factor: the factor.
+        condition: values of other factors under which this holds; empty where it is about all configurations.
+        level: the factor's best value there.
+        reference: the value that it is compared with.
+        effect: the metric at `level` less that at `reference`, in the metric's unit.
+        probability: that the effect has the sign of its value.
+        n_trials: trials with a report near one of the two values, under the condition.
+        sentence: all of this in words.
+    """
+
+    factor: str
+    condition: dict[str, Scalar]
+    level: Scalar
+    reference: Scalar
+    effect: Interval
+    probability: float
+    n_trials: int
+    sentence: str
+
+
+class Recommended(_Plain):
+    """The configuration that is best by all trials together, which need not be one that was run.
+
+    Attributes:
+        config: the active factors.
+        predicted: the metric there, a trial's own noise left out.
+    """
+
+    config: dict[str, Scalar]
+    predicted: Interval
+
+
 class Importance(_Plain):
     """Which factors matter for the metric at an epoch, under the declared distribution of the factors.
 
@@ -190,6 +226,8 @@ class Importance(_Plain):
         scale: the scale on which the surrogate works: `identity`, `logit` or `log`.
         plan: what would settle what is not settled.
         trouble: the same question for whether a trial diverges or fails; None where none did.
+        guidelines: what to do, the largest effect first; none where the evidence is thin or the self-check failed.
+        recommended: the best configuration by the model of all trials; None where that model is in doubt.
     """
 
     metric: str
@@ -215,6 +253,8 @@ class Importance(_Plain):
     scale: str = "identity"
     plan: Plan | None = None
     trouble: Importance | None = None
+    guidelines: tuple[Guideline, ...] = ()
+    recommended: Recommended | None = None
 
     @property
     def loo_r2(self) -> float | None:

@@ -20,7 +20,7 @@ from raystudy.findings.verdict import interval, pair_share
 MOST_FACTORS = 8
 """Factors among which interactions are looked at: those with the largest total indices."""
 _SURFACES = 3
-_TUNINGS, _QUESTIONS = 64, 8
+TUNINGS, _QUESTIONS = 64, 8
 """Values of the nuisance factors that are tried for each of so many combinations of the other scientific factors."""
 
 
@@ -55,16 +55,41 @@ class Reading:
         return 1.0 if self.mode == "max" else -1.0
 
 
-def effects(reading: Reading, drawn: Drawn, design: Design, names: list[str]) -> list[Effect]:
-    """Return each factor's effect, in the order of `names`; `drawn` are the marginal curves, read at `design`."""
-    scientific = [name for name in reading.measure.names if reading.roles.get(name) == "scientific"]
-    tuned = _tuning_design(reading.measure, scientific, reading.fitted.seed)
-    return [_effect(reading, drawn, design, tuned, name) for name in names]
+@dataclass(frozen=True, slots=True)
+class Marginal:
+    """The functions along one factor.
+
+    Attributes:
+        values: on the metric's scale, shape (draws, nodes).
+        weights: of the draws, shape (draws,), sum 1.
+    """
+
+    values: Floats
+    weights: Floats
 
 
-def _effect(reading: Reading, drawn: Drawn, design: Design, tuned: Design, name: str) -> Effect:
+def effects(reading: Reading, drawn: Drawn, design: Design, tuned: Mapping[str, Marginal], names: list[str]) -> list[Effect]:
+    """Return each factor's effect, in the order of `names`.
+
+    Args:
+        reading: what is read.
+        drawn: the marginal curves.
+        design: where they were read.
+        tuned: the profiles, by factor; see `profiles`.
+        names: the factors.
+    """
+    return [_effect(reading, drawn, design, tuned[name], name) for name in names]
+
+
+def profiles(reading: Reading, names: list[str]) -> dict[str, Marginal]:
+    """Return by factor what the functions are at its nodes with the nuisance factors tuned for each."""
+    design = tuning_design(reading)
+    return {name: marginal(reading, design, name) for name in names}
+
+
+def _effect(reading: Reading, drawn: Drawn, design: Design, tuned: Marginal, name: str) -> Effect:
     nodes, main = design.nodes[name], drawn.along[name].main
-    profile, weights = _profile(reading, tuned, name)
+    profile, weights = tuned.values, tuned.weights
     best = (reading.better * profile).argmax(axis=1)
     levels = [
         Level(
@@ -87,27 +112,38 @@ def scale_of(measure: Measure, name: str) -> Literal["log", "linear", "ordered",
     return "log" if axis.log else ("linear" if axis.kind == "continuous" else "ordered")
 
 
-def _tuning_design(measure: Measure, scientific: list[str], seed: int) -> Design:
-    """Return base configurations in groups of `_TUNINGS`: the scientific factors are the same within a group."""
-    design = Design.of(measure, _TUNINGS * _QUESTIONS, seed + 1)
-    u = design.u.reshape(_QUESTIONS, _TUNINGS, -1).copy()
-    for name in scientific:
-        u[:, :, design.index(name)] = u[:, :1, design.index(name)]
-    return Design(measure, u.reshape(_QUESTIONS * _TUNINGS, -1), design.nodes)
+def tuning_design(reading: Reading) -> Design:
+    """Return base configurations in groups of `TUNINGS`: the scientific factors are the same within a group."""
+    design = Design.of(reading.measure, TUNINGS * _QUESTIONS, reading.fitted.seed + 1)
+    u = design.u.reshape(_QUESTIONS, TUNINGS, -1).copy()
+    for name in reading.measure.names:
+        if reading.roles.get(name) == "scientific":
+            u[:, :, design.index(name)] = u[:, :1, design.index(name)]
+    return Design(reading.measure, u.reshape(_QUESTIONS * TUNINGS, -1), design.nodes)
 
 
-def _profile(reading: Reading, design: Design, name: str) -> tuple[Floats, Floats]:
-    """Return the best of a group's functions at each value of a factor, averaged over groups, (draws, nodes), and weights."""
-    active = design.active(name).reshape(_QUESTIONS, _TUNINGS)
+def marginal(reading: Reading, design: Design, name: str, *, is_tuned: bool = True) -> Marginal:
+    """Return the functions at each value of a factor, the others tuned for it or averaged.
+
+    Args:
+        reading: what is read.
+        design: of `tuning_design`.
+        name: the factor.
+        is_tuned: whether the best of each group counts, averaged over the groups; else the mean of all configurations.
+    """
+    active = design.active(name).reshape(_QUESTIONS, TUNINGS)
     inverse, better = reading.fitted.response.inverse, reading.better
     found, weights = [], []
     for weight, draws in fewer(reading.posterior, 8):
         values = inverse(values_along(draws, design, draws.points(design.x), name, reading.coefficients))
-        grouped = better * values.reshape(draws.size, _QUESTIONS, _TUNINGS, -1)
+        weights.append(np.full(draws.size, weight / draws.size))
+        if not is_tuned:
+            found.append(values[:, active.ravel()].mean(axis=1))
+            continue
+        grouped = better * values.reshape(draws.size, _QUESTIONS, TUNINGS, -1)
         grouped = np.where(active[None, :, :, None], grouped, -np.inf).max(axis=2)
         found.append(better * grouped[:, active.any(axis=1)].mean(axis=1))
-        weights.append(np.full(draws.size, weight / draws.size))
-    return np.concatenate(found), np.concatenate(weights)
+    return Marginal(np.concatenate(found), np.concatenate(weights))
 
 
 def pairs(reading: Reading, drawn: Drawn, floor: float, names: list[str]) -> tuple[list[Share], list[Surface]]:

@@ -6,6 +6,7 @@ No pyplot: figures belong to whoever asks for them, and nothing needs a screen.
 
 from __future__ import annotations
 
+import io
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,6 +33,8 @@ _TOTAL_ALPHA, _BAND_ALPHA = 0.4, 0.18
 _WIDTH, _MOST_EFFECTS, _MOST_PAIRS, _LONGEST = 11.0, 4, 3, 30
 _ROW_HEIGHT, _FEWEST_ROWS, _PANEL_HEIGHT = 0.42, 3, 2.9
 _DPI = 130
+_MOST_CURVES = 300
+"""Learning curves beyond which they are drawn as an image: as lines they would take megabytes."""
 
 
 def overview(answer: Importance) -> Figure:
@@ -77,6 +80,47 @@ def notice(text: str) -> Figure:
     figure = _figure(_WIDTH, 0.6 + 0.25 * len(lines))
     figure.text(0.02, 0.5, "\n".join(lines), va="center", color=_WARNING)
     return figure
+
+
+def trial_curves(curves: Sequence[tuple[str, bool, Sequence[tuple[int, float]]]], best: str, metric: str) -> Figure:
+    """Return the learning curves of all trials: stopped ones grey, the best one on top.
+
+    Args:
+        curves: id of the trial, whether it was trained to its end, and (epoch, metric) in order.
+        best: id of the best trial, empty for none.
+        metric: its name.
+    """
+    figure = _figure(7.5, 3.4)
+    axes = figure.subplots()
+    for trial_id, is_complete, points in sorted(curves, key=lambda curve: (curve[0] == best, curve[1])):
+        epochs, values = np.array(points).T
+        colour, width, alpha = (_COLOURS[0], 0.9, 0.5) if is_complete else ("#A8A8A8", 0.7, 0.6)
+        if trial_id == best:
+            colour, width, alpha = _COLOURS[1], 2.2, 1.0
+        marker = "o" if len(points) == 1 else None
+        axes.plot(
+            epochs, values, color=colour, linewidth=width, alpha=alpha, marker=marker, markersize=2.5,
+            rasterized=len(curves) > _MOST_CURVES and trial_id != best,
+        )  # fmt: skip
+    keys = [
+        Line2D([], [], color="#A8A8A8", label="did not reach the last epoch"),
+        Line2D([], [], color=_COLOURS[0], label="completed"),
+        *([Line2D([], [], color=_COLOURS[1], linewidth=2.2, label=f"best: {_short(best)}")] if best else []),
+    ]
+    figure.legend(handles=keys, loc="outside upper center", ncols=3, fontsize=8, frameon=False)
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(_short(metric))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#EBEBEB", linewidth=0.7)
+    return figure
+
+
+def as_svg(figure: Figure) -> bytes:
+    """Return a figure as a picture that pages can hold."""
+    file = io.BytesIO()
+    figure.savefig(file, format="svg", dpi=_DPI)
+    return file.getvalue()
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -15,8 +15,10 @@ from raystudy.findings.answer import Importance, Share
 from raystudy.findings.best_region import divergences
 from raystudy.findings.curves import Floats, Ints
 from raystudy.findings.design import Design
-from raystudy.findings.effects import Reading, along_epochs, effects, pairs
+from raystudy.findings.effects import Reading, along_epochs, effects, pairs, profiles
 from raystudy.findings.fitting import Fitted, Posterior, fit
+from raystudy.findings.guidelines import Evidence, guidelines
+from raystudy.findings.guidelines_tuning import recommended
 from raystudy.findings.indices import Drawn, draw_indices, put_together
 from raystudy.findings.left_out import leave_one_out
 from raystudy.findings.observations import Observations, observe
@@ -170,7 +172,8 @@ def _explained(question: Question, observed: Observations, constant: Mapping[str
     if not question.details:
         return answer
     reading = Reading(fitted, posterior, question.measure, question.at, question.mode, question.roles)
-    effects_of = tuple(effects(reading, drawn, design, names))
+    tuned = profiles(reading, names)
+    effects_of = tuple(effects(reading, drawn, design, tuned, names))
     if question.top:
         return answer.model_copy(update={"effects": effects_of})
     interactions, surfaces = pairs(reading, drawn, floor[1], names)
@@ -178,7 +181,12 @@ def _explained(question: Question, observed: Observations, constant: Mapping[str
         interactions, surfaces = [doubted(share, doubt) for share in interactions], []
     course = along_epochs(reading, found, floor[0])
     more = {"effects": effects_of, "pairs": tuple(interactions), "surfaces": tuple(surfaces), "epochs": tuple(course)}
-    return answer.model_copy(update=more)
+    answer = answer.model_copy(update=more)
+    if doubt or not check.passed or not any(share.verdict == "important" for share in found):
+        return answer
+    told = guidelines(Evidence(reading, reporting, drawn, design, tuned), found, interactions, question.metric)
+    best = recommended(reading, drawn, design, NULL_FACTOR)
+    return answer.model_copy(update={"guidelines": told, "recommended": best})
 
 
 def _doubt(question: Question, left_open: float, *, is_jumping: bool) -> str:

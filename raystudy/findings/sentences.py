@@ -8,6 +8,7 @@ from itertools import chain, islice
 
 from raystudy.factors import Scalar
 from raystudy.findings.answer import Effect, Importance, Interval, Plan, SelfCheck, Share
+from raystudy.findings.guidelines_wording import settings
 
 _MOST = 3
 """Interactions, fading factors and proposals that are named; tables have all of them."""
@@ -60,6 +61,7 @@ def statements(answer: Importance) -> Iterator[str]:
     yield from _basis(answer)
     if answer.check and answer.check.passed:
         yield _check(answer.check)
+    yield from _guidelines(answer)
 
 
 def percent(share: float) -> str:
@@ -89,7 +91,7 @@ def _shown(interval: Interval) -> str:
     return f"{percent(interval.value)} ({percent_range(interval)})"
 
 
-def _measured(interval: Interval) -> str:
+def measured(interval: Interval) -> str:
     """Return a value of the metric with its interval, to the digits that its width leaves any meaning."""
     decimals = min(max(0, 1 - math.floor(math.log10(interval.width))), 6) if interval.width > 0 else 4
     return f"{interval.value:.{decimals}f} ({interval.low:.{decimals}f} to {interval.high:.{decimals}f})"
@@ -214,7 +216,7 @@ def _best_levels(answer: Importance) -> Iterator[str]:
 
 def _best(effect: Effect, metric: str, how: str) -> str:
     best = effect.best
-    result = f"{metric} {_measured(best.profile)}{how}"
+    result = f"{metric} {measured(best.profile)}{how}"
     if effect.scale == "categorical" or len(effect.levels) <= _FEW:
         sure = f"with probability {_probability(best.probability_best)}"
         return f"The best {effect.factor} is {text_of(best.value)} {sure}: {result}."
@@ -235,6 +237,16 @@ def _range(effect: Effect) -> tuple[str, str, float]:
         first, last = (first - 1, last) if left >= right else (first, last + 1)
         total += max(left, right)
     return text_of(levels[first].value), text_of(levels[last].value), min(total, 1.0)
+
+
+def _guidelines(answer: Importance) -> Iterator[str]:
+    """Yield what to do, below a line that says how to read it."""
+    if answer.guidelines:
+        yield f"Guidelines, with 90 % intervals and the number n of trials near the values compared{_where(answer)}:"
+        yield from (guideline.sentence for guideline in answer.guidelines)
+    if answer.recommended:
+        expected = f"{answer.metric} {measured(answer.recommended.predicted)} expected"
+        yield f"Recommended: {settings(answer.recommended.config)}: {expected}."
 
 
 # How sure, and what else

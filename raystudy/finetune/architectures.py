@@ -48,8 +48,8 @@ def find_architecture(name: BackboneName) -> Architecture:
         return _lite_architecture(name.architecture)
     if name.source is Source.TIMM:
         return _timm_architecture(name.architecture.removeprefix("timm:"))
-    what = f"{name.architecture!r} is the address of a registered model, not of a file"
-    raise BackboneError(Problem("backbone", what, "download the model first, then use file:PATH"))
+    what = f"{name.architecture!r} is the address of a registered model, which has not been fetched"
+    raise BackboneError(Problem("backbone", what, "name it in a study file, or download it and write file:PATH"))
 
 
 def _torchvision_architecture(name: str) -> Architecture:

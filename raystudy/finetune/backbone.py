@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import save
@@ -17,12 +18,17 @@ from raystudy.finetune import names
 from raystudy.finetune.architectures import Architecture, find_architecture
 from raystudy.finetune.families import Cut, cut_model
 from raystudy.finetune.names import BACKBONE_KEY, BackboneName, check_backbone, known_backbones, parse_backbone
+from raystudy.finetune.source_models import Sources
 from raystudy.finetune.weights import load_state, read_state
+
+if TYPE_CHECKING:
+    from raystudy.finetune.model import BackboneFactory
 
 __all__ = [
     "Backbone",
     "BackboneInfo",
     "build_backbone",
+    "builder_with",
     "check_backbone",
     "known_backbones",
     "save_backbone",
@@ -126,6 +132,29 @@ def build_backbone(name: str, *, pretrained: bool = True, seed: int = 0, image_s
         _check_image_size(name, cut, image_size)
         source = _load_weights(model, cut, parsed, architecture, pretrained=pretrained)
     return Backbone(cut.units, _describe(name, parsed, architecture, cut, source))
+
+
+def builder_with(sources: Sources, build: BackboneFactory = build_backbone) -> BackboneFactory:
+    """Return what builds the registered models among `sources` from their files, and any other backbone with `build`.
+
+    With `pretrained=False` it gives random weights, of the same architecture.
+
+    Raises:
+        BackboneError: when called, if a file is not the one that was fetched.
+    """
+
+    def build_named(name: str, *, pretrained: bool, seed: int, image_size: int | None) -> Backbone:
+        if name not in sources:
+            return build(name, pretrained=pretrained, seed=seed, image_size=image_size)
+        source = sources[name]
+        if pretrained:
+            source.check()
+        origin = source.backbone if pretrained else source.architecture
+        backbone = build(origin, pretrained=pretrained, seed=seed, image_size=image_size)
+        backbone.info = replace(backbone.info, name=name, weights=source.words if pretrained else "none")
+        return backbone
+
+    return build_named
 
 
 def unit_count(name: str) -> int:

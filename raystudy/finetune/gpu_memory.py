@@ -25,6 +25,7 @@ from raystudy.finetune.probe import HARMLESS, few_images, measuring_plan
 from raystudy.finetune.trial import TrialRun
 from raystudy.space import Dimension, Space
 from raystudy.spec import StudySpec
+from raystudy.spec.sources import is_registered
 
 _EPOCHS = 2
 """The second one has the optimiser's state in memory from its first step on."""
@@ -126,11 +127,16 @@ def measure_need(
     config = largest(spec, space)
     side = int(config["resolution"]) or int(data.images.shape[1])
     some = few_images(data, train=_STEPS * int(config["batch_size"]), validation=evaluation_batch_size(side))
-    need = 0
+    need, measured = 0, set[str]()
     with torch.random.fork_rng(), tempfile.TemporaryDirectory(prefix="raystudy-memory-") as folder:
         for number, name in enumerate(spec.backbones):
             meter.start()
             network = backbone(name, pretrained=False, seed=0, image_size=side)
+            # Registered models of one architecture differ in their weights only.
+            kind = network.info.architecture if is_registered(name) else name
+            if kind in measured:
+                continue
+            measured.add(kind)
             plan = measuring_plan(spec, {**config, "backbone": name}, compute, epochs=_EPOCHS)
             run = TrialRun(plan, some, Path(folder) / str(number), backbone=network)
             try:

@@ -40,7 +40,15 @@ class Hyperparameters:
     augmentation: Literal["none", "flip", "standard"]
     resolution: int
     data_fraction: float
+    images_per_class: int
+    class_imbalance: float
+    label_noise: float
+    categories: int
     pretrained: bool
+    source: str
+    source_categories: int
+    source_images_per_category: int
+    source_seed: int
     backbone: str
     seed: int
 

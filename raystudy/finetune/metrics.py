@@ -22,6 +22,7 @@ class Evaluation:
         loss: mean cross entropy per image, without label smoothing.
         accuracy: share of images whose highest logit is their label's.
         macro_f1: F1 averaged over the classes that occur among labels or predictions, as scikit-learn does.
+        balanced_accuracy: mean of `per_class_accuracy` over the classes that occur among labels.
         per_class_accuracy: share of right answers among each class's images, `(n_classes,)`; NaN for a class without any.
         n_images: size of the split.
     """
@@ -29,6 +30,7 @@ class Evaluation:
     loss: float
     accuracy: float
     macro_f1: float
+    balanced_accuracy: float
     per_class_accuracy: NDArray[np.float64]
     n_images: int
 
@@ -73,6 +75,7 @@ def _summarize(loss_sum: float, confusion: NDArray[np.int64]) -> Evaluation:
         loss=loss_sum / n_images,
         accuracy=float(hits.sum() / n_images),
         macro_f1=macro_f1(confusion),
+        balanced_accuracy=float(np.mean(per_class[support > 0])),
         per_class_accuracy=per_class,
         n_images=n_images,
     )

@@ -25,6 +25,7 @@ from raystudy.finetune.model import BackboneFactory
 from raystudy.finetune.trial import TrialPlan, TrialRun
 from raystudy.space import Space
 from raystudy.spec import StudySpec
+from raystudy.spec.sources import is_registered
 
 _PILOT_BATCH = 4
 _LONGEST_STEP_S = 1.0
@@ -173,11 +174,15 @@ def probe(
     batch_size = int(typical["batch_size"])
     with _process_left_alone(), tempfile.TemporaryDirectory(prefix="raystudy-probe-") as folder:
         bench = _Bench(spec, data, compute, _harmless(typical), Path(folder))
-        speeds = {}
+        speeds, known = {}, dict[str, BackboneSpeed]()
         for name in spec.backbones:
             network = backbone(name, pretrained=False, seed=0, image_size=side)
-            depths = probe_depths(spec, typical, network.info.n_units)
-            speeds[name] = _measure(bench, network, batch_size, depths)
+            # Registered models of one architecture differ in their weights only.
+            kind = network.info.architecture if is_registered(name) else name
+            if kind not in known:
+                depths = probe_depths(spec, typical, network.info.n_units)
+                known[kind] = _measure(bench, network, batch_size, depths)
+            speeds[name] = known[kind]
     return Probe(
         speeds=speeds,
         batch_size=batch_size,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
@@ -12,8 +12,9 @@ import filelock
 
 from raystudy.cache import Cache
 from raystudy.data import PreparedData, prepare
-from raystudy.finetune.backbone import Backbone, BackboneInfo, build_backbone, unit_count
+from raystudy.finetune.backbone import Backbone, BackboneInfo, build_backbone, builder_with, unit_count
 from raystudy.finetune.prefixes import Sharing
+from raystudy.finetune.source_models import Sources, architecture_of
 from raystudy.finetune.trial import TrialPlan, TrialRun
 from raystudy.spec import StudySpec
 from raystudy.storage import keep_trying
@@ -45,25 +46,28 @@ class FineTuneTrainer:
         checkpoints: the folder with one sub-folder of checkpoints a trial.
         cache: where decoded images and activations are.
         device: `auto`, `cpu`, `cuda`, ...
+        sources: the registered models that trials begin with.
     """
 
     spec: StudySpec
     checkpoints: Path
     cache: Path
     device: str = "auto"
+    sources: Sources = field(default_factory=dict)
 
     def open(self, ticket: Ticket) -> Training:
         """Prepare the trial; it continues from its last checkpoint if it has one."""
         data = _shared_data(_Key(self.spec, self.cache))
         folder = self.checkpoints / ticket.trial_id
-        run = TrialRun(self.plan(ticket), data, folder, backbone=_copy_of_shared, sharing=self._sharing(ticket))
+        build = builder_with(self.sources, _copy_of_shared)
+        run = TrialRun(self.plan(ticket), data, folder, backbone=build, sharing=self._sharing(ticket))
         return _Exclusive(run, folder)
 
     def _sharing(self, ticket: Ticket) -> Sharing | None:
         spec = self.spec
         if spec.features == "off":
             return None
-        depths = _depths(spec, str(ticket.config["backbone"])) * len(spec.backbones)
+        depths = _depths(spec, architecture_of(str(ticket.config["backbone"]), self.sources)) * len(spec.backbones)
         return Sharing(spec.features, Cache(self.cache), mean_epochs(spec) * spec.budget.trials / depths, depths)
 
     def plan(self, ticket: Ticket) -> TrialPlan:
@@ -81,7 +85,24 @@ class FineTuneTrainer:
             device=self.device,
             threads=spec.resources.cpu,
             precision=spec.resources.precision,
+            readout_epochs=readout_epochs(spec),
         )
+
+
+def readout_epochs(spec: StudySpec) -> tuple[int, ...]:
+    """Return the epochs after which trials read out what fine-tuning changed; none in a study that keeps no model.
+
+    The rungs but the first, so that trials stopped there pay nothing, and the last epoch; without rungs 3, 9, 27, ...
+    """
+    if spec.keep_models == 0:
+        return ()
+    stopping, budget = spec.early_stopping, spec.budget.epochs
+    first, factor = (1, 3) if stopping.scheduler == "none" else (stopping.grace, stopping.reduction)
+    epochs, epoch = [], first * factor
+    while epoch < budget:
+        epochs.append(epoch)
+        epoch *= factor
+    return (*epochs, budget)
 
 
 def mean_epochs(spec: StudySpec) -> float:
@@ -177,8 +198,12 @@ def _copy_of_shared(name: str, *, pretrained: bool, seed: int, image_size: int |
     return build_backbone(name, pretrained=False, seed=seed, image_size=image_size)
 
 
-def check_weights(spec: StudySpec) -> Mapping[str, BackboneInfo]:
+def check_weights(spec: StudySpec, sources: Sources | None = None) -> Mapping[str, BackboneInfo]:
     """Load every backbone of the study once, so that missing weights stop it before anything starts.
+
+    Args:
+        spec: the study.
+        sources: the registered models among its backbones.
 
     Returns:
         What is known of each backbone.
@@ -187,4 +212,12 @@ def check_weights(spec: StudySpec) -> Mapping[str, BackboneInfo]:
         BackboneError: weights cannot be loaded, or do not fit the image size.
     """
     size = int(spec.constants().get("resolution") or spec.data.image_size)
-    return {name: _shared_backbone(name, size).info for name in spec.backbones}
+    build = builder_with(sources or {}, _shallow_copy_of_shared)
+    is_pretrained = spec.constants().get("pretrained") is not False  # weights that no trial uses need not be there
+    return {name: build(name, pretrained=is_pretrained, seed=0, image_size=size).info for name in spec.backbones}
+
+
+def _shallow_copy_of_shared(name: str, *, pretrained: bool, seed: int, image_size: int | None) -> Backbone:
+    if pretrained:
+        return copy.copy(_shared_backbone(name, image_size))
+    return build_backbone(name, pretrained=False, seed=seed, image_size=image_size)

@@ -17,10 +17,12 @@ from raystudy.cache import Cache, Entry, Writer
 from raystudy.data import PreparedData, check_source, prepare
 from raystudy.errors import InputError, Problem, SpecError
 from raystudy.findings.transfer import Distance, Sample, distance
-from raystudy.finetune.backbone import Backbone, BackboneInfo, build_backbone, check_backbone
+from raystudy.finetune.backbone import Backbone, BackboneInfo, build_backbone, builder_with, check_backbone
 from raystudy.finetune.compute import Compute
 from raystudy.finetune.digests import tensors_digest
 from raystudy.finetune.embed import embed
+from raystudy.finetune.model import BackboneFactory
+from raystudy.finetune.source_models import Sources
 from raystudy.spec import StudySpec
 
 KIND = "distance"
@@ -120,6 +122,7 @@ def measure(
     *,
     cache_dir: Path,
     say: Callable[[str], None] = lambda _: None,
+    sources: Sources | None = None,
 ) -> list[Pair]:
     """Measure `source` with every target under every backbone; nothing is computed before all of them have been read.
 
@@ -130,6 +133,7 @@ def measure(
         taking: how.
         cache_dir: the folder of the cache, of decoded images too.
         say: told what is going on.
+        sources: the registered models among the backbones.
 
     Raises:
         InputError: with every problem of sources, backbones and settings that was found.
@@ -138,7 +142,8 @@ def measure(
     places = list(dict.fromkeys([source, *targets]))
     check(places, backbones, taking)
     compute, cache = Compute.choose(taking.device, "float32"), Cache(cache_dir)
-    opened = [_open(name, places, taking, cache_dir, say) for name in backbones]
+    build = builder_with(sources or {}, build_backbone)
+    opened = [_open(name, places, taking, cache_dir, say, build) for name in backbones]
     pairs = []
     for features in (_Features(one, taking, compute, say) for one in opened):
         for target in targets:
@@ -184,9 +189,17 @@ class _Opened:
     data: dict[Place, PreparedData]
 
 
-def _open(name: str, places: Sequence[Place], taking: Taking, cache_dir: Path, say: Callable[[str], None]) -> _Opened:
+def _open(
+    name: str,
+    places: Sequence[Place],
+    taking: Taking,
+    cache_dir: Path,
+    say: Callable[[str], None],
+    build: BackboneFactory,
+) -> _Opened:
     say(f"reading {name}")
-    backbone = build_backbone(name, image_size=taking.resolution or taking.image_size or None)
+    side = taking.resolution or taking.image_size or None
+    backbone = build(name, pretrained=True, seed=0, image_size=side)
     size = taking.image_size or backbone.info.input_size
     data = {}
     for place in places:

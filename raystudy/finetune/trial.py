@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from raystudy.data import PreparedData, fraction_subset, nesting_order
+from raystudy.data import PreparedData, Selected, Selection, select
 from raystudy.errors import Diverged
 from raystudy.factors import Scalar
 from raystudy.finetune import checkpoint as checkpoints
@@ -39,6 +39,7 @@ from raystudy.finetune.hyperparameters import Hyperparameters
 from raystudy.finetune.metrics import Evaluation, evaluate
 from raystudy.finetune.model import BackboneFactory, Classifier, FineTuneModel, build_classifier, build_model
 from raystudy.finetune.prefixes import Prefixes, Sharing, Split
+from raystudy.finetune.readouts_trial import ReadOuts
 from raystudy.finetune.seeds import TrialSeeds
 
 _log = logging.getLogger(__name__)
@@ -60,6 +61,7 @@ class TrialPlan:
         device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
         threads: CPU threads; None leaves torch's setting.
         precision: `auto`, `float32` or `bf16`.
+        readout_epochs: after which it is read out what training has changed; no metric depends on it.
     """
 
     trial_id: str
@@ -73,6 +75,7 @@ class TrialPlan:
     device: str = "auto"
     threads: int | None = None
     precision: str = "auto"
+    readout_epochs: tuple[int, ...] = ()
 
     @property
     def seeds(self) -> TrialSeeds:
@@ -131,6 +134,7 @@ class TrialRun:
         self._sharing = sharing
         self._rows: tuple[Row, ...] = ()
         self._parts: _Parts | None = None
+        self._readouts: ReadOuts | None = None
 
     def epochs(self) -> Iterator[Row]:
         """Train, and yield the metrics of each epoch after its checkpoint is on disk.
@@ -167,7 +171,7 @@ class TrialRun:
 
     def close(self) -> None:
         """Free the trial's memory, the GPU's included."""
-        self._parts = None
+        self._parts = self._readouts = None
         self._backbone = None
         gc.collect()
         if self.compute.is_gpu:
@@ -178,12 +182,13 @@ class TrialRun:
             torch.set_num_threads(self.plan.threads)
         self.compute.reset_peak_memory()
         data, hyper, seeds = self._data, self.hyper, self.plan.seeds
+        labels = self._selected.labels  # first: data that cannot give what is asked for are refused before weights are read
         side = int(data.images.shape[1])
         model = build_model(hyper, len(data.class_names), image_size=side, seeds=seeds, backbone=self._backbone)
         check_units(model)
         trained = trained_names(model, hyper)
         classifier = build_classifier(model, resolution=hyper.resolution).to(self.compute.device)
-        store = ImageStore(data.images, data.labels, self.compute)
+        store = ImageStore(data.images, labels, self.compute)
         fitter = self._fitter(model, classifier, store)
         prefixes = self._prefixes(classifier, store)
         return _Parts(model, classifier, store, fitter, trained, checkpoints.frozen_digest(model, trained), prefixes)
@@ -197,26 +202,35 @@ class TrialRun:
         hyper, seeds = self.hyper, self.plan.seeds
         order = BatchOrder(self._subset, hyper.batch_size, seeds)
         batches = TrainingBatches(store, order, preprocess=classifier.preprocess, hyper=hyper, seeds=seeds)
-        passed_over = len(self._subset) if self.plan.epoch_unit == "subset_epoch" else len(self._data.splits.train)
-        length = Length(self.plan.epochs, math.ceil(passed_over / hyper.batch_size))
+        length = Length(self.plan.epochs, math.ceil(self._passed_over / hyper.batch_size))
         return Fitter(model, batches, hyper=hyper, length=length, seeds=seeds, compute=self.compute)
 
     @cached_property
+    def _selected(self) -> Selected:
+        """What this trial trains and validates on, and its labels."""
+        data, hyper = self._data, self.hyper
+        wanted = Selection(
+            hyper.data_fraction, hyper.images_per_class, hyper.class_imbalance, hyper.label_noise, hyper.categories
+        )
+        return select(wanted, data.splits, data.labels, n_classes=len(data.class_names), seed=self.plan.study_seed)
+
+    @property
     def _subset(self) -> NDArray[np.int64]:
         """The images that this trial trains on."""
-        train, fraction = self._data.splits.train, self.hyper.data_fraction
-        return np.asarray(fraction_subset(train, self._data.labels, fraction, seed=self.plan.study_seed), dtype=np.int64)
+        return self._selected.train
+
+    @property
+    def _passed_over(self) -> int:
+        """How many images an epoch passes over."""
+        return len(self._subset) if self.plan.epoch_unit == "subset_epoch" else len(self._data.splits.train)
 
     @cached_property
     def _splits(self) -> tuple[Split, Split]:
         """What this trial needs of the training and of the validation images."""
-        data = self._data
-        order = nesting_order(data.splits.train, data.labels, seed=self.plan.study_seed)
+        order, validation = self._selected.order, self._selected.validation
         n_needed = int(np.flatnonzero(np.isin(order, self._subset)).max()) + 1
-        passes = 1.0 if self.plan.epoch_unit == "subset_epoch" else len(order) / len(self._subset)
-        validation = data.splits.validation
         return (
-            Split("train", order, n_needed, passes, self.hyper.batch_size),
+            Split("train", order, n_needed, self._passed_over / n_needed, self.hyper.batch_size),
             Split("validation", validation, len(validation), 1.0, self._evaluation_batch_size),
         )
 
@@ -247,6 +261,7 @@ class TrialRun:
             "val_loss": scores.loss,
             "val_accuracy": scores.accuracy,
             "val_macro_f1": scores.macro_f1,
+            "val_balanced_accuracy": scores.balanced_accuracy,
             "images_per_second": trained.images_per_second,
             "epoch_seconds": time.perf_counter() - started,
             "prefix_seconds": started - began,
@@ -255,8 +270,28 @@ class TrialRun:
         }
         _check_finite(row)
         self._rows = (*self._rows, row)
+        if epoch in self.plan.readout_epochs:
+            self._read_out(parts, epoch)
         checkpoints.save(self._workdir, self._checkpoint(parts))
         return row
+
+    def _read_out(self, parts: _Parts, epoch: int) -> None:
+        """Write down what training has changed so far, which changes nothing in the trial."""
+        data, hyper = self._data, self.hyper
+        if self._readouts is None:
+            n_classes, side, seeds = len(data.class_names), int(data.images.shape[1]), self.plan.seeds
+            build = partial(build_model, hyper, n_classes, image_size=side, seeds=seeds, backbone=self._backbone)
+            self._readouts = ReadOuts(
+                build,
+                data,
+                parts.store,
+                self._workdir,
+                trained=trainable_units(hyper, parts.model.backbone.info.n_units),
+                seed=self.plan.study_seed,
+                compute=self.compute,
+                digest=parts.frozen_digest,
+            )
+        self._readouts.record(parts.classifier, epoch)
 
     def _stored(self, parts: _Parts, depth: int) -> tuple[Reader | None, Reader | None]:
         """Return the activations of the first `depth` units on training and validation images, where they are stored."""
@@ -267,7 +302,7 @@ class TrialRun:
 
     def _validate(self, parts: _Parts, stored: Reader | None) -> Evaluation:
         batch_size = self._evaluation_batch_size
-        indices, n_classes = self._data.splits.validation, len(self._data.class_names)
+        indices, n_classes = self._selected.validation, len(self._data.class_names)
         if stored is None:
             batches = evaluation_batches(parts.store, indices, batch_size=batch_size)
             return evaluate(parts.classifier, batches, n_classes=n_classes, compute=self.compute)

@@ -24,7 +24,7 @@ def render(plan: Plan) -> Group:
     """Return the plan, section by section."""
     sections = [
         *_data(plan),
-        *(part for backbone in plan.backbones for part in _backbone(backbone)),
+        *_backbones(plan),
         *_factors(plan),
         *_search(plan),
         *_cost(plan),
@@ -77,12 +77,24 @@ def _bad_images(data: DataSummary) -> Iterator[RenderableType]:
         yield _line(f"  … and {len(data.bad) - _MOST_BAD:,} more", style="dim")
 
 
+def _backbones(plan: Plan) -> Iterator[RenderableType]:
+    """Describe each backbone; source models of one architecture differ in their weights only, so the rest is said once."""
+    described: dict[tuple[DepthPlan, ...], str] = {}
+    for backbone in plan.backbones:
+        if (same := described.setdefault(backbone.depths, backbone.name)) == backbone.name:
+            yield from _backbone(backbone)
+        else:
+            yield _heading("Backbone", backbone.name)
+            yield _line(f"weights: {backbone.weights}; all else as for {same}")
+
+
 def _backbone(backbone: BackbonePlan) -> Iterator[RenderableType]:
     yield _heading("Backbone", backbone.name)
     yield _line(
         f"{backbone.n_units} units, {_count(backbone.parameters)} parameters; new head with {_count(backbone.head_parameters)}"
     )
-    yield _line(f"weights: {backbone.weights}, pretrained at {backbone.pretrained_size} px, here {backbone.image_size} px")
+    weights = "random" if backbone.weights == "none" else f"{backbone.weights}, pretrained at {backbone.pretrained_size} px"
+    yield _line(f"weights: {weights}, here {backbone.image_size} px")
     rows = _spread(backbone.depths, _MOST_DEPTHS)
     table = _table(">depth", "freezes up to unit", ">unit has", ">frozen", ">share", ">trained + head")
     for row in rows:

@@ -15,6 +15,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from raystudy import paths
 from raystudy.errors import InputError, OutOfMemory, RaystudyError
+from raystudy.finetune.source_models import Sources
 from raystudy.preflight import space_of
 from raystudy.search import messages
 from raystudy.search.capacity import Slots, cluster_slots, fitting_trials, most_per_gpu, with_gpu
@@ -55,12 +56,13 @@ class Measured:
     abreast: int
 
 
-def probe_on_cluster(spec: StudySpec, say: Callable[[str], None]) -> Measured | None:
+def probe_on_cluster(spec: StudySpec, say: Callable[[str], None], sources: Sources | None = None) -> Measured | None:
     """Measure a trial of the study on the cluster that this process is connected to.
 
     Args:
         spec: the study.
         say: is told of a wait.
+        sources: the registered models among its backbones.
 
     Returns:
         The measurement; None if the cluster has had no place for it for ten minutes.
@@ -71,7 +73,7 @@ def probe_on_cluster(spec: StudySpec, say: Callable[[str], None]) -> Measured | 
     """
     resources = spec.resources
     slots = cluster_slots(resources.cpu, resources.gpu, resources.concurrent, resources.retries)
-    answer = _asked(_measure, spec, slots, say)
+    answer = _asked(_measure, spec, slots, say, sources=sources)
     if answer is None:
         return None
     probe, need, node = answer
@@ -84,7 +86,11 @@ def probe_on_cluster(spec: StudySpec, say: Callable[[str], None]) -> Measured | 
 
 
 def gpu_need_on_cluster(
-    spec: StudySpec, slots: Slots, say: Callable[[str], None], stops: Callable[[], bool] = lambda: False
+    spec: StudySpec,
+    slots: Slots,
+    say: Callable[[str], None],
+    stops: Callable[[], bool] = lambda: False,
+    sources: Sources | None = None,
 ) -> GpuNeed | None:
     """Measure how much memory the study's largest trial needs, on a GPU of the cluster that this process is connected to.
 
@@ -93,6 +99,7 @@ def gpu_need_on_cluster(
         slots: what the measurement gets; whole GPUs.
         say: is told of a wait.
         stops: whether to give up waiting.
+        sources: the registered models among its backbones.
 
     Returns:
         The measurement; None if there was no place for it.
@@ -101,22 +108,23 @@ def gpu_need_on_cluster(
         InputError: the images cannot be read on the node.
         RaystudyError: whatever else went wrong there; `OutOfMemory` if the trial does not fit on a GPU.
     """
-    need: GpuNeed | None = _asked(_measure_memory, spec, slots, say, stops)
+    need: GpuNeed | None = _asked(_measure_memory, spec, slots, say, stops, sources)
     return need
 
 
 def _asked(
-    what: Callable[[StudySpec, str], Any],
+    what: Callable[[StudySpec, str, Sources], Any],
     spec: StudySpec,
     slots: Slots,
     say: Callable[[str], None],
     stops: Callable[[], bool] = lambda: False,
+    sources: Sources | None = None,
 ) -> Any:
     """Run a measurement where a trial would run; return None if no place became free."""
     box = uuid.uuid4().hex
     # A process that has used a GPU keeps a part of its memory: it must not outlive the measurement.
     task = ray.remote(num_cpus=slots.cpu, num_gpus=slots.gpu, max_calls=1, max_retries=_RETRIES)(what)
-    answer = task.remote(spec, box)
+    answer = task.remote(spec, box, dict(sources or {}))
     if not _is_answered(answer, box, slots, say, stops):
         ray.cancel(answer)
         return None
@@ -129,33 +137,36 @@ def _at_a_time(spec: StudySpec, slots: Slots, gpu: float) -> int:
     return fit if spec.resources.concurrent == "auto" else min(int(spec.resources.concurrent), fit)
 
 
-def _measure(spec: StudySpec, box: str) -> tuple[Probe, GpuNeed | None, str]:
+def _measure(spec: StudySpec, box: str, sources: Sources) -> tuple[Probe, GpuNeed | None, str]:
     """Measure on this node, with its own copy of the images; say in `box` that it has begun."""
     messages.send(box, "begun")
+    from raystudy.finetune.backbone import builder_with
     from raystudy.finetune.gpu_memory import measure_need
     from raystudy.finetune.probe import probe
     from raystudy.finetune.trainer import open_data
 
     node = socket.gethostname()
     try:
-        data, space = open_data(spec, paths.cache()), space_of(spec)
-        measured = probe(spec, space, data)
+        data, space, build = open_data(spec, paths.cache()), space_of(spec, sources), builder_with(sources)
+        measured = probe(spec, space, data, backbone=build)
         need = None
         if spec.resources.gpu == "auto" and measured.gpus:
             with suppress(OutOfMemory):  # a GPU for each trial, then
-                need = measure_need(spec, space, data)
+                need = measure_need(spec, space, data, backbone=build)
     except InputError as error:
         raise type(error)(error.problems, title=f"on the cluster's node {node}") from error
     return measured, need, node
 
 
-def _measure_memory(spec: StudySpec, box: str) -> GpuNeed:
+def _measure_memory(spec: StudySpec, box: str, sources: Sources) -> GpuNeed:
     """Measure the largest trial on this node, likewise."""
     messages.send(box, "begun")
+    from raystudy.finetune.backbone import builder_with
     from raystudy.finetune.gpu_memory import measure_need
     from raystudy.finetune.trainer import open_data
 
-    return measure_need(spec, space_of(spec), open_data(spec, paths.cache()))
+    data = open_data(spec, paths.cache())
+    return measure_need(spec, space_of(spec, sources), data, backbone=builder_with(sources))
 
 
 def _is_answered(

@@ -16,6 +16,7 @@ from raystudy.factors import FACTORS, PROBE_DEPTH, FactorInfo, Scalar
 from raystudy.spec.factor import Factor
 from raystudy.spec.messages import nearest, number_hint
 from raystudy.spec.sections import METRICS
+from raystudy.spec.sources import check_registering, check_sources
 
 Sections = Mapping[str, Any]
 _ADDRESSES = "expected http(s)://HOST:PORT or sqlite:///PATH"
@@ -26,6 +27,7 @@ def check_study(sections: Sections) -> list[Problem]:
     checks: tuple[Callable[[Sections], Iterator[Problem]], ...] = (
         _check_data,
         _check_backbone,
+        check_sources,
         _check_objective,
         _check_factors,
         _check_conditions,
@@ -35,6 +37,7 @@ def check_study(sections: Sections) -> list[Problem]:
         _check_points,
         _check_early_stopping,
         _check_tracking,
+        check_registering,
     )
     return [problem for check in checks for problem in check(sections)]
 
@@ -129,6 +132,9 @@ def _check_values(place: str, name: str, factor: Factor) -> Iterator[Problem]:
             )
         elif refusal := info.refusal(bound):
             yield Problem(f"{place}.{factor.form}[{index}]", refusal)
+        elif info.off is not None and bound == info.off:
+            what = f"got {bound}, which sets no limit and is not the smallest value"
+            yield Problem(f"{place}.{factor.form}[{index}]", what, f"expected at least {info.low}")
 
 
 def _intention(value: object, info: FactorInfo) -> str:

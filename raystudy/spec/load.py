@@ -12,13 +12,18 @@ from raystudy.errors import Problem, SpecError
 from raystudy.spec.checks import check_study
 from raystudy.spec.factor import Factor
 from raystudy.spec.messages import nearest, problems_of, shown
+from raystudy.spec.sources import PARTS
 from raystudy.spec.study import StudySpec
 from raystudy.spec.text import apply_overrides, read_study_file
 
 
 def load_spec(path: Path, overrides: Sequence[str] = ()) -> StudySpec:
-    """Read, override and check the study file at `path`."""
+    """Read, override and check the study file at `path`; one of source models is read as the study that it stands for."""
+    from raystudy.spec.pretrain import is_pretraining, parse_pretraining  # which is made of what is defined here
+
     data = apply_overrides(read_study_file(path), overrides)
+    if is_pretraining(data):
+        return parse_pretraining(data, lambda study: parse_spec(study, title=str(path)), title=str(path))
     return parse_spec(data, title=str(path))
 
 
@@ -31,24 +36,26 @@ def parse_spec(data: Any, *, title: str = "study") -> StudySpec:
     return StudySpec.model_construct(**sections)
 
 
-def parse_sections(data: Any) -> tuple[dict[str, Any], list[Problem]]:
+def parse_sections(data: Any, model: type[BaseModel] = StudySpec) -> tuple[dict[str, Any], list[Problem]]:
     """Check each section by itself, so that one bad section does not hide what is wrong in the others.
+
+    Args:
+        data: what the file says.
+        model: whose fields are the sections.
 
     Returns:
         The sections that are right, defaults filled in, and the problems of those that are not.
     """
+    fields = {field.alias or name: field for name, field in model.model_fields.items()}
     if not isinstance(data, Mapping) or not data:
-        return {}, [Problem("", f"got {_kind(data)}, expected a study: name, data, backbone, factors, budget, ...")]
-    problems = [
-        Problem(str(key), "unknown key", nearest(str(key), StudySpec.model_fields))
-        for key in data
-        if key not in StudySpec.model_fields
-    ]
+        what = "a study: name, data, backbone, factors, budget" if model is StudySpec else ", ".join(fields)
+        return {}, [Problem("", f"got {_kind(data)}, expected {what}, ...")]
+    problems = [Problem(str(key), "unknown key", nearest(str(key), fields)) for key in data if key not in fields]
     sections: dict[str, Any] = {}
-    for name, field in StudySpec.model_fields.items():
+    for name, field in fields.items():
         if name in data:
             _parse_section(name, _shorthand(name, data[name]), field, sections, problems)
-        elif field.is_required():
+        elif field.is_required() or (name == "backbone" and not _names_sources(data)):
             problems.append(Problem(name, "is missing", _EXPECTED.get(name, "")))
         else:
             sections[name] = field.get_default(call_default_factory=True)
@@ -60,7 +67,15 @@ _EXPECTED = {
     "data": "expected at least {source: folder:/path/to/images}",
     "backbone": "expected the name of a pretrained network, e.g. resnet50 or efficientnet_lite0",
     "factors": "expected at least one factor, e.g. learning_rate: {log_uniform: [1e-4, 1e-1]}",
+    "categories": "expected the numbers of classes to train on, e.g. [2, 4, 10]",
+    "epochs": "expected how long each model is trained, e.g. 10",
 }
+
+
+def _names_sources(data: Mapping[str, Any]) -> bool:
+    """Whether source factors say what is fine-tuned, so that no backbone is missing."""
+    places = (data.get("factors"), data.get("fixed"))
+    return any(name in place for place in places if isinstance(place, Mapping) for name in PARTS)
 
 
 def _shorthand(name: str, value: Any) -> Any:

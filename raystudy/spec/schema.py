@@ -45,6 +45,7 @@ def _value_schema(info: FactorInfo) -> dict[str, Any]:
     low = {"exclusiveMinimum" if info.positive else "minimum": info.low} if info.low is not None else {}
     high = {"maximum": info.high} if info.high is not None else {}
     number: dict[str, Any] = {"type": "integer" if info.kind == "int" else "number", **low, **high}
-    if info.name == "frozen_depth":
-        return {**about, "anyOf": [number, {"const": PROBE_DEPTH}]}
+    word = PROBE_DEPTH if info.name == "frozen_depth" else info.off
+    if word is not None:
+        return {**about, "anyOf": [number, {"const": word}]}
     return {**about, **number}

@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, 
 METRICS: Mapping[str, Literal["max", "min"]] = {
     "val_accuracy": "max",
     "val_macro_f1": "max",
+    "val_balanced_accuracy": "max",
     "val_loss": "min",
     "train_loss": "min",
 }

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
 
-from raystudy.factors import FACTORS, SOURCE_FACTORS, Role, Scalar, defaults
+from raystudy.factors import FACTORS, SOURCE_FACTORS, TARGET_FACTORS, Role, Scalar, defaults
 from raystudy.spec.factor import Factor
 from raystudy.spec.sections import (
     METRICS,
@@ -21,6 +21,7 @@ from raystudy.spec.sections import (
     ResourcesSection,
     SearchSection,
 )
+from raystudy.spec.sources import SOURCE, address_in, addresses
 from raystudy.spec.text import dump_yaml
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
@@ -29,6 +30,7 @@ _NOT_IN_FINGERPRINT: dict[str, Any] = {
     "resources": {"cpu", "gpu", "concurrent", "priority", "gpu_hour_price", "retries"},
     "features": True,
     "keep_models": True,
+    "registers": True,
     "tracking_uri": True,
     "budget": {"trials", "hours", "gpu_hours"},
 }
@@ -41,7 +43,9 @@ class StudySpec(BaseModel):
 
     name: StrictStr = Field(pattern=NAME_PATTERN)
     data: DataSection
-    backbone: StrictStr | tuple[StrictStr, ...]
+    backbone: StrictStr | tuple[StrictStr, ...] = Field(
+        default="", description="what is fine-tuned; left out where `source` names source models"
+    )
     objective: ObjectiveSection = ObjectiveSection()
     factors: Mapping[str, Factor]
     fixed: Mapping[str, StrictBool | StrictInt | StrictFloat | StrictStr] = Field(default_factory=dict)
@@ -54,6 +58,9 @@ class StudySpec(BaseModel):
         description="whether trials read the activations of frozen units instead of computing them; changes no result",
     )
     keep_models: StrictInt = Field(default=3, ge=0, le=1000)
+    registers: Literal["best", "all"] = Field(
+        default="best", alias="register", description="which kept models become versions of the registered model NAME"
+    )
     tracking_uri: StrictStr | None = None
 
     @classmethod
@@ -104,8 +111,15 @@ class StudySpec(BaseModel):
         return self.objective.mode or METRICS[self.objective.metric]
 
     @property
+    def has_sources(self) -> bool:
+        """Whether source factors, not `backbone`, say what is fine-tuned."""
+        return SOURCE in self.fixed or SOURCE in self.factors
+
+    @property
     def backbones(self) -> tuple[str, ...]:
-        """The backbone names, one or several."""
+        """The backbone names, one or several; of source factors every registered model that they can name."""
+        if self.has_sources:
+            return addresses(self.factors, self.fixed)
         return (self.backbone,) if isinstance(self.backbone, str) else self.backbone
 
     @property
@@ -121,10 +135,16 @@ class StudySpec(BaseModel):
 
     @property
     def cells(self) -> tuple[str, ...]:
-        """The factors within whose levels ASHA compares: what `within` says, else data_fraction and those about the source."""
+        """The factors within whose levels ASHA compares.
+
+        What `within` says, else those about the source and about what there is to train on: data_fraction, images_per_class,
+        class_imbalance, label_noise and categories. Those that have levels, that is: no two trials share a value of a
+        continuous one, and nothing would be compared.
+        """
         if self.early_stopping.within is not None:
             return self.early_stopping.within
-        return tuple(name for name in self.all_factors if name == "data_fraction" or name in SOURCE_FACTORS)
+        about_data = SOURCE_FACTORS | TARGET_FACTORS
+        return tuple(name for name, one in self.all_factors.items() if name in about_data and one.form in ("choice", "int"))
 
     def constants(self) -> dict[str, Scalar]:
         """Return the value of everything that does not vary: the catalogue's defaults, overridden by data and `fixed`."""
@@ -134,5 +154,12 @@ class StudySpec(BaseModel):
         return {name: value for name, value in values.items() if name not in self.all_factors}
 
     def full_config(self, active: Mapping[str, Scalar]) -> dict[str, Scalar]:
-        """Return every hyperparameter of a trial: its active factors, the fixed values, defaults for the rest."""
-        return {**defaults(), **self.constants(), **active}
+        """Return every hyperparameter of a trial: its active factors, the fixed values, defaults for the rest.
+
+        Where source factors say what is fine-tuned, `backbone` is the registered model that they name; with random weights,
+        where they have no effect, the first one of the study, for its architecture.
+        """
+        config = {**defaults(), **self.constants(), **active}
+        if self.has_sources:
+            config["backbone"] = address_in(config) or self.backbones[0]
+        return config

@@ -163,7 +163,7 @@ def _study_params(spec: StudySpec) -> dict[str, str]:
     return {
         "metric": spec.metric,
         "mode": spec.mode,
-        "backbone": ", ".join(spec.backbones),
+        "backbone": ", ".join(spec.backbones)[:_LONGEST_TAG],
         "data": spec.data.source,
         "factors": ", ".join(spec.all_factors),
         "epochs": str(spec.budget.epochs),

@@ -213,8 +213,8 @@ def _replacing(file: Path) -> Iterator[Path]:
 
 
 def store_files(store: Store, run_id: str, folder: Path) -> None:
-    """Store the files of an answer on the study's run."""
-    for name in (names.IMPORTANCE_TABLE, names.IMPORTANCE_FIGURE, names.IMPORTANCE_FILE):
+    """Store the files of an answer, and the page about the study, on the study's run."""
+    for name in (names.IMPORTANCE_TABLE, names.IMPORTANCE_FIGURE, names.REPORT_FILE, names.IMPORTANCE_FILE):
         if (folder / name).exists():
             store.upload(run_id, folder / name)
 
@@ -254,26 +254,42 @@ def _latest(files: StudyPaths) -> dict[str, Any] | None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Compute what matters from a study's journal and write the files; see the module's text."""
+    """Compute what matters from a study's journal and write the files; see the module's text.
+
+    The page about the study comes first without what matters: it is there if this process is ended before it has an answer.
+    """
     parser = argparse.ArgumentParser(prog="raystudy.tracking.findings")
     parser.add_argument("--root", type=Path, required=True)
     files = StudyPaths(parser.parse_args(arguments).root)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     signal.alarm(int(LIMIT_S) + 60)  # the writer ends it earlier, if it still lives
+    from raystudy.tracking.report import leave_page
+
+    record: StudyRecord | None = None
     try:
-        write_files(_of_journal(files), files.findings)
+        record = _record(files)
+        leave_page(record, files.findings, None)
+        answer = _of_record(record)
+        leave_page(record, files.findings, answer)
+        write_files(answer, files.findings)
     except Exception as error:  # a study has ended well without them
         text = " ".join(f"{type(error).__name__}: {error}".split())
         _log.error("the findings could not be computed: %s", text)
+        if record is not None:
+            leave_page(record, files.findings, None, f"What matters could not be computed: {text}.")
         write_error(text, files.findings)
     return 0
 
 
-def _of_journal(files: StudyPaths) -> Importance:
+def _record(files: StudyPaths) -> StudyRecord:
     from raystudy.tracking.journal import read_journal
+
+    return StudyRecord.fold(read_journal(files.journal))
+
+
+def _of_record(record: StudyRecord) -> Importance:
     from raystudy.tracking.tables import reports_table, trial_row
 
-    record = StudyRecord.fold(read_journal(files.journal))
     spec = spec_of(record)
     rows = [trial_row(trial, "", spec.metric, spec.mode) for trial in record.trials.values()]
     return ask(spec, rows, reports_table(record), n_units=record.n_units)

@@ -20,8 +20,13 @@ from raystudy.errors import InputError, NotFoundError, UnreachableError
 from raystudy.paths import StudyPaths
 from raystudy.records import StudyRecord, StudyState, TrialRecord
 from raystudy.spec import StudySpec
+from raystudy.spec.sources import alias_of
 from raystudy.tracking import names
 from raystudy.tracking.content import spec_of
+from raystudy.tracking.provenance import training_of, version_tags
+from raystudy.tracking.readouts import store_readouts
+from raystudy.tracking.registry import Registry
+from raystudy.tracking.sources import read_notes
 from raystudy.tracking.store import Store
 
 if TYPE_CHECKING:
@@ -31,7 +36,6 @@ _log = logging.getLogger(__name__)
 
 _EXAMPLE_BATCH = 2  # torch.export makes a batch dimension of 1 a constant
 _GREY = 128.0
-_EXTRA_FILES = "extra_files"  # where MLflow puts files that a model comes with
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +76,8 @@ class ModelKeeper:
     def keep(self, record: StudyRecord, run_ids: dict[str, str]) -> None:
         """Log the models of the best trials that are not logged yet, and let the alias `best` point at the best one.
 
+        With each go the read-outs of what fine-tuning changed in it.
+
         A trial without a checkpoint here is passed over. Repeating this after it broke off anywhere logs nothing twice.
         """
         spec = spec_of(record)
@@ -80,8 +86,19 @@ class ModelKeeper:
         for rank, trial in enumerate(record.ranking(spec.metric, spec.mode)[: spec.keep_models]):
             run_id = run_ids[trial.trial_id]
             model_id = self._store.model_of(self._experiment_id, run_id) or self._log_model(record, trial, run_id)
-            if rank == 0 and model_id is not None:
-                self._store.register(record.name, model_id, run_id, names.BEST_ALIAS)
+            classes = list(record.data.get("classes", ()))
+            if model_id is not None:
+                self._register(spec, trial, model_id, run_id, classes, is_best=rank == 0)
+            store_readouts(self._store, run_id, trial, self._files.checkpoints(trial.trial_id), classes)
+
+    def _register(
+        self, spec: StudySpec, trial: TrialRecord, model_id: str, run_id: str, classes: list[str], *, is_best: bool
+    ) -> None:
+        registry = Registry(self._store)
+        if spec.registers == "all":
+            registry.register(spec.name, model_id, run_id, alias_of(trial.config), version_tags(spec, trial, classes))
+        if is_best:
+            registry.register(spec.name, model_id, run_id, names.BEST_ALIAS)
 
     def _log_model(self, record: StudyRecord, trial: TrialRecord, run_id: str) -> str | None:
         spec, folder = spec_of(record), self._files.checkpoints(trial.trial_id)
@@ -89,7 +106,10 @@ class ModelKeeper:
             _log.info("trial %s has no checkpoint here: its model is not logged", trial.trial_id)
             return None
         try:
-            kept = load_kept(spec, trial, list(record.data["classes"]), folder)
+            from raystudy.finetune.backbone import builder_with
+
+            build = builder_with(read_notes(record.data))
+            kept = load_kept(spec, trial, list(record.data["classes"]), folder, backbone=build)
             self._log_per_class(spec, kept, run_id)
             return self._log_kept(kept, run_id)
         except UnreachableError:
@@ -153,6 +173,7 @@ def load_kept(
         "epoch": checkpoint.epoch,
         "config": dict(trial.config),
         "metrics": {name: value for name, value in checkpoint.row.items() if name != "epoch"},
+        **training_of(spec, trial.config, classes),
     }
     size = spec.data.image_size
     card = describe(classifier, class_names=classes, image_size=size, backbone=hyper.backbone, provenance=provenance)
@@ -196,7 +217,7 @@ def fetch_model(store: Store, experiment_id: str, run_id: str) -> KeptModel:
     if model_id is None:
         raise NotFoundError(f"run {run_id} has no model: only the best keep_models trials of a finished study keep theirs")
     with tempfile.TemporaryDirectory() as scratch:
-        return read_model(store.download_model(model_id, _EXTRA_FILES, Path(scratch)))
+        return read_model(store.download_model(model_id, names.MODEL_EXTRAS, Path(scratch)))
 
 
 def per_class_accuracy(spec: StudySpec, kept: KeptModel) -> dict[str, float | None]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from raystudy.records import StudyState, TrialState
 
+PREFIX = "raystudy."
+"""Before every tag of ours; those on versions of registered models are made by `provenance`."""
+
 # Tags on both kinds of run
 KIND = "raystudy.kind"
 STATE = "raystudy.state"
@@ -46,11 +49,16 @@ RUN_NAME = "mlflow.runName"
 BEST_PREFIX = "best_"
 """Before the name of a metric: its value at the trial's best epoch so far, with that epoch as step."""
 
+READOUT_PREFIX = "readout."
+"""Before the names of what was read out of a kept network, `readout.cka.u03` of unit 3 and `readout.separability`, with the
+epoch as step. No reports: the journal knows nothing of them, tables leave them out and `verify` does not ask for them."""
+
 METRIC_ORDER = (
     "train_loss",
     "val_loss",
     "val_accuracy",
     "val_macro_f1",
+    "val_balanced_accuracy",
     "images_per_second",
     "epoch_seconds",
     "gpu_peak_gib",
@@ -66,15 +74,23 @@ IMPORTANCE_FILE = "importance.json"
 """The answer to what matters, or {"error": ...} where it could not be computed."""
 IMPORTANCE_TABLE = "importance.parquet"
 IMPORTANCE_FIGURE = "importance.png"
+REPORT_FILE = "report.html"
+"""The page about the study, for people."""
 
 # Artifacts of a child run whose model is kept
 PER_CLASS_FILE = "per_class.json"
+READOUTS_FILE = "readouts.json"
+READOUTS_FIGURE = "readouts.png"
 
 # Models
 MODEL_NAME = "model"
 MODEL_WEIGHTS = "model.safetensors"
 MODEL_CARD = "model.json"
 CLASSES_FILE = "classes.json"
+MODEL_ID = "raystudy.model_id"
+"""A tag of versions in the registry: the logged model that it is."""
+MODEL_EXTRAS = "extra_files"
+"""Where MLflow puts the files that a model comes with."""
 BEST_ALIAS = "best"
 
 TRIAL_STATUS = {
@@ -91,6 +107,16 @@ STUDY_STATUS = {
     StudyState.INTERRUPTED: "KILLED",
     StudyState.FAILED: "FAILED",
 }
+
+
+def readout_metric(measure: str, unit: int | None = None) -> str:
+    """Return the metric of a read-out, of one unit by its index or of the whole network."""
+    return f"{READOUT_PREFIX}{measure}" if unit is None else f"{READOUT_PREFIX}{measure}.u{unit:02d}"
+
+
+def is_report(metric: str) -> bool:
+    """Whether a metric stems from reports, as all do but read-outs."""
+    return not metric.startswith(READOUT_PREFIX)
 
 
 def metric_rank(name: str) -> tuple[int, str]:

@@ -142,11 +142,13 @@ class StudyReader:
         return ask(self.spec(), self.rows(), self.reports(), n_units=self.n_units(), **question)
 
     def record_importance(self, answer: Importance) -> None:
-        """Store an answer in the place of the one that the study's run holds."""
+        """Store an answer in the place of the one that the study's run holds, and a page that tells of it."""
         from raystudy.tracking.findings import store_files, write_files
+        from raystudy.tracking.report import page_of_reader, write_page
 
         with tempfile.TemporaryDirectory() as scratch:
             write_files(answer, Path(scratch))
+            write_page(page_of_reader(self, answer), Path(scratch))
             store_files(Store(self.store.uri), self.run_id, Path(scratch))
 
     def model(self, run_id: str) -> KeptModel:
@@ -209,7 +211,7 @@ def epochs_of(run: StoredRun) -> int:
 
 
 def _without_best(metrics: Mapping[str, float]) -> dict[str, float]:
-    return {name: value for name, value in metrics.items() if not name.startswith(names.BEST_PREFIX)}
+    return {name: value for name, value in metrics.items() if not name.startswith(names.BEST_PREFIX) and names.is_report(name)}
 
 
 def _not_found(store: ReadableStore, name: str) -> str:

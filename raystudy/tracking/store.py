@@ -18,7 +18,7 @@ from typing import Any
 
 from raystudy.errors import UnreachableError
 from raystudy.tracking import names
-from raystudy.tracking.address import CREDENTIALS, artifact_root, database, redact
+from raystudy.tracking.address import CREDENTIALS, artifact_root, redact
 from raystudy.tracking.content import Point, RunContent
 from raystudy.tracking.questions import PAGE, RUNS_PER_REQUEST, SMALL_PAGE, order_by_metric, trials_only, where
 
@@ -108,7 +108,7 @@ class Store:
         from mlflow import MlflowClient
 
         self.uri = uri
-        with self._translated("open"):
+        with self.translated("open"):
             self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
 
     # Experiments
@@ -119,7 +119,7 @@ class Store:
         Raises:
             StoreRefused: it was deleted.
         """
-        with self._translated("look for the experiment"):
+        with self.translated("look for the experiment"):
             found = self.client.get_experiment_by_name(name)
         if found is None:
             return None
@@ -133,7 +133,7 @@ class Store:
         if found is not None:
             return found
         try:
-            with self._translated("create the experiment"):
+            with self.translated("create the experiment"):
                 created = self.client.create_experiment(
                     name, artifact_location=artifact_root(self.uri, name), tags={names.KIND: names.STUDY_KIND}
                 )
@@ -148,7 +148,7 @@ class Store:
         """Return the ids of all experiments that are not deleted, with their names."""
         return {
             str(experiment.experiment_id): str(experiment.name)
-            for experiment in self._pages("list experiments", self.client.search_experiments)
+            for experiment in self.pages("list experiments", self.client.search_experiments)
         }
 
     # Runs
@@ -161,7 +161,7 @@ class Store:
             ids = list(experiments[start : start + RUNS_PER_REQUEST])
             found += map(
                 _stored,
-                self._pages(
+                self.pages(
                     "search the runs",
                     partial(self.client.search_runs, ids, condition, max_results=PAGE, order_by=["attributes.start_time ASC"]),
                 ),
@@ -172,16 +172,16 @@ class Store:
         """Yield the trials' runs in the order of a metric's latest value, those without it last; few are fetched at a time."""
         order = order_by_metric(metric, ascending=ascending)
         search = partial(self.client.search_runs, [experiment], trials_only(), max_results=SMALL_PAGE, order_by=[order])
-        return map(_stored, self._pages("search the runs", search))
+        return map(_stored, self.pages("search the runs", search))
 
     def run(self, run_id: str) -> StoredRun:
         """Return a run."""
-        with self._translated("read a run"):
+        with self.translated("read a run"):
             return _stored(self.client.get_run(run_id))
 
     def create_run(self, experiment: str, content: RunContent, tags: Mapping[str, str]) -> StoredRun:
         """Create a run for `content` that holds no more than `tags` yet."""
-        with self._translated("create a run"):
+        with self.translated("create a run"):
             run = self.client.create_run(
                 experiment,
                 start_time=content.started,
@@ -202,7 +202,7 @@ class Store:
         rounds = max(1, -(-len(metrics) // (_METRICS_PER_REQUEST - 2 * _OTHERS_PER_REQUEST)))
         size = _METRICS_PER_REQUEST - 2 * _OTHERS_PER_REQUEST
         for index in range(rounds):
-            with self._translated("write to a run"):
+            with self.translated("write to a run"):
                 self.client.log_batch(
                     run_id,
                     metrics[index * size : (index + 1) * size],
@@ -212,7 +212,7 @@ class Store:
 
     def set_status(self, run_id: str, status: str, ended: int | None) -> None:
         """Set a run's status, and its end unless that is None."""
-        with self._translated("end a run"):
+        with self.translated("end a run"):
             if ended is None:
                 self.client.update_run(run_id, status=status)
             else:
@@ -220,12 +220,12 @@ class Store:
 
     def delete_run(self, run_id: str) -> None:
         """Move a run to MLflow's bin."""
-        with self._translated("delete a run"):
+        with self.translated("delete a run"):
             self.client.delete_run(run_id)
 
     def history(self, run_id: str, metric: str) -> list[Point]:
         """Return every value of a metric as it was written, repetitions included."""
-        with self._translated("read a metric"):
+        with self.translated("read a metric"):
             rows = self.client.get_metric_history(run_id, metric)
         return [Point(row.key, int(row.step), float(row.value), int(row.timestamp)) for row in rows]
 
@@ -233,7 +233,7 @@ class Store:
 
     def upload(self, run_id: str, file: Path) -> None:
         """Store `file` as an artifact of a run, under its own name."""
-        with self._translated(f"store {file.name}"):
+        with self.translated(f"store {file.name}"):
             self.client.log_artifact(run_id, str(file))
 
     def download(self, run_id: str, name: str, folder: Path) -> Path:
@@ -242,7 +242,7 @@ class Store:
         Raises:
             StoreRefused: the run has no such artifact.
         """
-        with self._translated(f"fetch {name}"):
+        with self.translated(f"fetch {name}"):
             if name not in {item.path for item in self.client.list_artifacts(run_id)}:
                 raise StoreRefused(f"run {run_id} at {redact(self.uri)} has no artifact {name!r}", "NO_ARTIFACT")
             with _no_progress_bar():
@@ -267,9 +267,9 @@ class Store:
         from mlflow.models import Model
 
         for leftover in self._models(experiment, run_id):
-            with self._translated("delete an unfinished model"):
+            with self.translated("delete an unfinished model"):
                 self.client.delete_logged_model(leftover.model_id)
-        with self._translated("create a model"):
+        with self.translated("create a model"):
             logged = self.client.create_logged_model(experiment, name=names.MODEL_NAME, source_run_id=run_id)
         model = Model(
             artifact_path=logged.artifact_location, model_uuid=logged.model_id, run_id=run_id, model_id=logged.model_id
@@ -277,48 +277,34 @@ class Store:
         with tempfile.TemporaryDirectory() as scratch:
             target = Path(scratch) / names.MODEL_NAME
             save(target, model)
-            with self._translated("store a model"):
+            with self.translated("store a model"):
                 self.client.log_model_artifacts(logged.model_id, str(target))
                 self.client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step)])
                 self.client.finalize_logged_model(logged.model_id, "READY")
         return str(logged.model_id)
 
-    def register(self, name: str, model_id: str, run_id: str, alias: str) -> None:
-        """Let `alias` of the registered model `name` point at a logged model; nothing is registered twice."""
-        with self._translated("register a model"):
-            if not self.client.search_registered_models(f"name = '{name}'"):
-                self.client.create_registered_model(name)
-            versions = [item for item in self.client.search_model_versions(f"name = '{name}'") if item.run_id == run_id]
-            version = versions[0] if versions else self._new_version(name, model_id, run_id)
-            self.client.set_registered_model_alias(name, alias, version.version)
-
     def download_model(self, model_id: str, part: str, folder: Path) -> Path:
         """Fetch the sub-folder `part` of a logged model into `folder`; return where it lies."""
         from mlflow.artifacts import download_artifacts
 
-        with self._translated("fetch a model"):
+        with self.translated("fetch a model"):
             uri = f"{self.client.get_logged_model(model_id).artifact_location}/{part}"
             with _no_progress_bar():
                 return Path(download_artifacts(artifact_uri=uri, dst_path=str(folder), tracking_uri=self.uri))
 
-    def _new_version(self, name: str, model_id: str, run_id: str) -> Any:
-        # MLflow resolves models:/ by a setting of the process: a server has it right, for a local store we name the place.
-        local = database(self.uri) is not None
-        source = self.client.get_logged_model(model_id).artifact_location if local else f"models:/{model_id}"
-        return self.client.create_model_version(name, source, run_id, model_id=model_id)
-
     def _models(self, experiment: str, run_id: str) -> list[Any]:
         return list(
-            self._pages(
+            self.pages(
                 "look for a model",
                 partial(self.client.search_logged_models, [experiment], f"source_run_id = '{run_id}'"),
             )
         )
 
-    def _pages(self, what: str, fetch: Callable[..., Any]) -> Iterator[Any]:
+    def pages(self, what: str, fetch: Callable[..., Any]) -> Iterator[Any]:
+        """Yield everything that a search of MLflow's client finds, page after page."""
         token: str | None = None
         while True:
-            with self._translated(what):
+            with self.translated(what):
                 page = fetch(page_token=token)
             yield from page
             token = page.token
@@ -326,7 +312,7 @@ class Store:
                 return
 
     @contextmanager
-    def _translated(self, doing: str) -> Iterator[None]:
+    def translated(self, doing: str) -> Iterator[None]:
         """Turn whatever MLflow raises into `StoreDown` or `StoreRefused`, in one line and without secrets."""
         try:
             yield

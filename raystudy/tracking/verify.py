@@ -239,7 +239,8 @@ def _is_beyond_repair(run: StoredRun, content: RunContent, points: list[Point]) 
 
 
 def _histories(store: ReadableStore, run: StoredRun) -> list[Point]:
-    return [point for metric in run.latest for point in store.history(run.run_id, metric)]
+    """Return what the run holds of reports, which are what the journal knows."""
+    return [point for metric in filter(names.is_report, run.latest) for point in store.history(run.run_id, metric)]
 
 
 def _differences(run: StoredRun, content: RunContent, points: list[Point]) -> Iterator[str]:

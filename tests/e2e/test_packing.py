@@ -16,6 +16,7 @@ from toys import direct, ends, score, toy_spec
 
 from raystudy.errors import OutOfMemory
 from raystudy.finetune.gpu_memory import GpuNeed
+from raystudy.finetune.source_models import Sources
 from raystudy.records import Event, StudyPlaced, StudyState, TrialRetried, TrialState
 from raystudy.search import remote_probe
 from raystudy.search.capacity import Slots, cluster_slots
@@ -87,12 +88,12 @@ def _share() -> float:
     return float(max((amount for name, amount in resources.items() if name.startswith("GPU")), default=0.0))
 
 
-def weigh(spec: StudySpec, box: str) -> GpuNeed:  # noqa: ARG001
+def weigh(spec: StudySpec, box: str, sources: Sources) -> GpuNeed:  # noqa: ARG001
     """Stand in for the measurement on a GPU."""
     return GpuNeed(int(_share() * 30), 100, spec.name)
 
 
-def no_room(spec: StudySpec, box: str) -> GpuNeed:
+def no_room(spec: StudySpec, box: str, sources: Sources) -> GpuNeed:  # noqa: ARG001
     """Stand in for one that finds the GPU too small."""
     raise OutOfMemory(f"CUDA out of memory in {spec.name}, {len(box)}")
 
