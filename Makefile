@@ -6,7 +6,7 @@ CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-fast test-slow check torture benchmarks clean
+.PHONY: demo test test-fast test-slow check torture benchmarks multifaceted clean
 .DEFAULT_GOAL := help
 
 help:
@@ -14,6 +14,7 @@ help:
 	@echo "make test        everything that can run here: style, types, fast and slow tests"
 	@echo "make test-fast   tests without Ray and without a server, under a minute"
 	@echo "make check       style and types"
+	@echo "make multifaceted  the studies of docs/multifaceted.md, its tables and figures; about 40 minutes on 2 cores"
 	@echo "make torture     twenty kill -9 at random moments of a study, each resumed and compared"
 	@echo "make clean       remove the virtual environment and what tools left"
 
@@ -48,6 +49,9 @@ torture: $(READY)
 
 benchmarks: $(READY)
 	$(BIN)/python benchmarks/overhead.py
+
+multifaceted: $(READY)
+	$(BIN)/python benchmarks/multifaceted.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
