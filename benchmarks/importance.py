@@ -28,7 +28,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import curves as fixtures
 import numpy as np
@@ -60,23 +60,26 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=40)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--sizes", default="120,300")
+    parser.add_argument("--samplers", default="random,tpe,tpe alone", help="of curves and cost: see curves.Sampler")
     parser.add_argument("--study", help="a finished study without early stopping, for recensoring; with --log its study file")
     parser.add_argument("--log", type=Path, help="parquet file of the table that raystudy.tracking.findings.evidence returns")
     parser.add_argument("--tracking-uri")
     asked = parser.parse_args()
     if asked.log and not asked.study:
         parser.error("--log takes --study STUDY.yaml too")
-    chosen = asked.only or SECTIONS
+    chosen, samplers = asked.only or SECTIONS, asked.samplers.split(",")
+    if unknown := set(samplers) - set(get_args(fixtures.Sampler)):
+        parser.error(f"--samplers: there is no {', '.join(unknown)}")
     points: list[Point] = []
     with ProcessPoolExecutor(asked.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         if "functions" in chosen:
             points += functions(pool)
         if "curves" in chosen:
-            points += stopped(pool, asked.repetitions, [int(size) for size in asked.sizes.split(",")])
+            points += stopped(pool, asked.repetitions, [int(size) for size in asked.sizes.split(",")], samplers)
         if "hard" in chosen:
             points += hard(pool, max(asked.repetitions // 4, 1))
         if "cost" in chosen:
-            points += cost(pool, max(asked.repetitions // 8, 1))
+            points += cost(pool, max(asked.repetitions // 8, 1), samplers)
         if "recensoring" in chosen:
             points += recensoring(pool, asked.study, asked.tracking_uri, asked.log)
     if "speed" in chosen:
@@ -195,7 +198,7 @@ def _top(found: dict[str, float]) -> list[str]:
     return sorted(sorted(found, key=lambda name: -found[name])[:2])
 
 
-def stopped(pool: ProcessPoolExecutor, repetitions: int, sizes: Sequence[int]) -> Iterator[Point]:
+def stopped(pool: ProcessPoolExecutor, repetitions: int, sizes: Sequence[int], samplers: Sequence[str]) -> Iterator[Point]:
     show(
         f"\ncurves stopped by ASHA, {repetitions} repetitions",
         "trials",
@@ -211,7 +214,7 @@ def stopped(pool: ProcessPoolExecutor, repetitions: int, sizes: Sequence[int]) -
     every: list[Run] = []
     for size in sizes:
         for name in ("separable", "non-separable"):
-            for sampler in ("random", "tpe", "tpe alone"):
+            for sampler in samplers:
                 tasks = [(name, size, seed, sampler, seed < 10) for seed in range(repetitions)]
                 runs = watched(pool.map(one_run, tasks), repetitions, f"{name}, {size} trials, {sampler}")
                 every += runs
@@ -285,7 +288,7 @@ def one_divergence(seed: int) -> bool:
 # What a right answer costs
 
 
-def cost(pool: ProcessPoolExecutor, repetitions: int) -> Iterator[Point]:
+def cost(pool: ProcessPoolExecutor, repetitions: int, samplers: Sequence[str]) -> Iterator[Point]:
     show(
         f"\nepochs until the mean absolute error is 0.03, non-separable curves, {repetitions} repetitions",
         "trials",
@@ -295,7 +298,7 @@ def cost(pool: ProcessPoolExecutor, repetitions: int) -> Iterator[Point]:
     stopped_sizes = (30, 40, 60, 80, 120, 200, 300)
     forest_sizes = (50, 100, 200, 300, 400, 600)
     sizes: dict[str, tuple[int, ...]] = {"forest, every trial to T": forest_sizes}
-    sizes |= dict.fromkeys(("random", "tpe", "tpe alone"), stopped_sizes)
+    sizes |= dict.fromkeys(samplers, stopped_sizes)
     needed = {way: _needed(pool, way, some, repetitions) for way, some in sizes.items()}
     full = needed.pop("forest, every trial to T")
     least = full or float(forest_sizes[-1] * fixtures.BUDGET)  # where the forest never got there, it takes more than this
