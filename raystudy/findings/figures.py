@@ -185,7 +185,9 @@ def _colours(answer: Importance) -> dict[str, str]:
 
 
 def _short(text: str, longest: int = _LONGEST) -> str:
-    return text if len(text) <= longest else f"{text[: longest - 1]}…"
+    """Leave out the middle of a long text: names of one family differ at their ends."""
+    kept = longest - 1
+    return text if len(text) <= longest else f"{text[: kept // 2]}…{text[len(text) - (kept - kept // 2) :]}"
 
 
 # Shares
