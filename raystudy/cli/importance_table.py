@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from raystudy.cli.tables import new_table
 from raystudy.findings.answer import Importance, Interval, Share
-from raystudy.findings.sentences import amount, cautions, percent, statements
+from raystudy.findings.sentences import advice, amount, cautions, percent, statements
 
 _BAR = 16
 _VERDICT_STYLES = {"important": "green", "minor": "", "not identified": "yellow"}
@@ -21,7 +23,7 @@ def shown(answer: Importance, *, interactions: bool) -> RenderableType:
     parts += [Text(line, style="yellow") for line in cautions(answer)]
     if answer.shares:
         parts += [Text(), importance_table(answer, interactions=interactions), Text()]
-    parts += [Text(line) for line in statements(answer)]
+    parts += [Text(line) for line in chain(statements(answer), advice(answer))]
     return Group(*parts)
 
 

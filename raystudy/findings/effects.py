@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from raystudy.findings import tuning
 from raystudy.findings.answer import AtEpoch, Effect, Interval, Level, Share, Surface
 from raystudy.findings.curves import Floats
 from raystudy.findings.design import Design
@@ -20,8 +21,6 @@ from raystudy.findings.verdict import interval, pair_share
 MOST_FACTORS = 8
 """Factors among which interactions are looked at: those with the largest total indices."""
 _SURFACES = 3
-TUNINGS, _QUESTIONS = 64, 8
-"""Values of the nuisance factors that are tried for each of so many combinations of the other scientific factors."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +47,11 @@ class Reading:
     def coefficients(self) -> Floats:
         """The learning curve's features at the epoch, shape (1 + K,)."""
         return self.fitted.coefficients(self.epoch)
+
+    @property
+    def scientific(self) -> list[str]:
+        """The factors that are not tuned."""
+        return [name for name in self.measure.names if self.roles.get(name) == "scientific"]
 
     @property
     def better(self) -> float:
@@ -113,13 +117,8 @@ def scale_of(measure: Measure, name: str) -> Literal["log", "linear", "ordered",
 
 
 def tuning_design(reading: Reading) -> Design:
-    """Return base configurations in groups of `TUNINGS`: the scientific factors are the same within a group."""
-    design = Design.of(reading.measure, TUNINGS * _QUESTIONS, reading.fitted.seed + 1)
-    u = design.u.reshape(_QUESTIONS, TUNINGS, -1).copy()
-    for name in reading.measure.names:
-        if reading.roles.get(name) == "scientific":
-            u[:, :, design.index(name)] = u[:, :1, design.index(name)]
-    return Design(reading.measure, u.reshape(_QUESTIONS * TUNINGS, -1), design.nodes)
+    """Return the configurations at which `marginal` reads: see `tuning.tuning_design`."""
+    return tuning.tuning_design(reading.measure, reading.scientific, reading.fitted.seed + 1)
 
 
 def marginal(reading: Reading, design: Design, name: str, *, is_tuned: bool = True) -> Marginal:
@@ -131,18 +130,16 @@ def marginal(reading: Reading, design: Design, name: str, *, is_tuned: bool = Tr
         name: the factor.
         is_tuned: whether the best of each group counts, averaged over the groups; else the mean of all configurations.
     """
-    active = design.active(name).reshape(_QUESTIONS, TUNINGS)
+    active = design.active(name)
     inverse, better = reading.fitted.response.inverse, reading.better
     found, weights = [], []
     for weight, draws in fewer(reading.posterior, 8):
         values = inverse(values_along(draws, design, draws.points(design.x), name, reading.coefficients))
         weights.append(np.full(draws.size, weight / draws.size))
         if not is_tuned:
-            found.append(values[:, active.ravel()].mean(axis=1))
-            continue
-        grouped = better * values.reshape(draws.size, _QUESTIONS, TUNINGS, -1)
-        grouped = np.where(active[None, :, :, None], grouped, -np.inf).max(axis=2)
-        found.append(better * grouped[:, active.any(axis=1)].mean(axis=1))
+            found.append(values[:, active].mean(axis=1))
+        else:
+            found.append(better * tuning.best_of_groups(better * values, active))
     return Marginal(np.concatenate(found), np.concatenate(weights))
 
 

@@ -15,9 +15,10 @@ from raystudy.factors import Scalar
 from raystudy.findings.answer import Recommended
 from raystudy.findings.curves import Floats
 from raystudy.findings.design import Design
-from raystudy.findings.effects import TUNINGS, Marginal, Reading
+from raystudy.findings.effects import Marginal, Reading
 from raystudy.findings.fitting import fewer
 from raystudy.findings.indices import Drawn
+from raystudy.findings.tuning import TUNINGS
 from raystudy.findings.verdict import interval
 
 _STARTS, _ROUNDS = 4, 3
@@ -110,7 +111,7 @@ def tuned_at(reading: Reading, design: Design, factor: str, places: Floats) -> M
     Returns:
         One column per value, averaged over the other scientific factors.
     """
-    scientific = [name for name in design.nodes if reading.roles.get(name) == "scientific"]
+    scientific = [name for name in design.nodes if name in reading.scientific]
     groups = design.u.reshape(-1, TUNINGS, design.u.shape[1])[: _QUESTIONS if len(scientific) > 1 else 1]
     free = [name for name in design.nodes if name not in scientific and name != factor]
     few = replace(reading, posterior=fewer(reading.posterior, _TUNING_SETS))

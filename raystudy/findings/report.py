@@ -203,14 +203,12 @@ def _image(svg: bytes) -> str:
 
 
 def _matters(answer: Importance) -> dict[str, Any]:
-    told = {guideline.sentence for guideline in answer.guidelines}
-    sentences = [text for text in statements(answer) if text not in told and not text.startswith(("Guidelines", "Recommended"))]
     pairs = [pair for pair in answer.pairs if pair.verdict == "important"]
     return {
         "cautions": list(cautions(answer)),
         "figure": _image(as_svg(answer.figure())) if answer.shares else "",
         "rows": [_row(share, answer.notes) for share in (*answer.shares, *pairs)],
-        "sentences": sentences,
+        "sentences": list(statements(answer)),
         "guidelines": [guideline.sentence for guideline in answer.guidelines],
         "recommended": [(name, text_of(value)) for name, value in answer.recommended.config.items()]
         if answer.recommended

@@ -25,8 +25,8 @@ _NUMERICAL = 0.01
 
 
 def sentences(answer: Importance) -> Iterator[str]:
-    """Yield the answer in words: `cautions`, then `statements`."""
-    return chain(cautions(answer), statements(answer))
+    """Yield the answer in words: `cautions`, `statements`, then `advice`."""
+    return chain(cautions(answer), statements(answer), advice(answer))
 
 
 def headline(answer: Importance) -> list[str]:
@@ -61,7 +61,6 @@ def statements(answer: Importance) -> Iterator[str]:
     yield from _basis(answer)
     if answer.check and answer.check.passed:
         yield _check(answer.check)
-    yield from _guidelines(answer)
 
 
 def percent(share: float) -> str:
@@ -239,7 +238,7 @@ def _range(effect: Effect) -> tuple[str, str, float]:
     return text_of(levels[first].value), text_of(levels[last].value), min(total, 1.0)
 
 
-def _guidelines(answer: Importance) -> Iterator[str]:
+def advice(answer: Importance) -> Iterator[str]:
     """Yield what to do, below a line that says how to read it."""
     if answer.guidelines:
         yield f"Guidelines, with 90 % intervals and the number n of trials near the values compared{_where(answer)}:"

@@ -26,6 +26,7 @@ from raystudy.findings.measure import Measure
 from raystudy.findings.observations import Observations, observe
 from raystudy.findings.question import asked
 from raystudy.findings.transfer.relation import DEPTH, MEAN, RATE, TUNED
+from raystudy.findings.tuning import best_of_groups, tuning_design
 from raystudy.spec import Factor, StudySpec
 from raystudy.spec.depths import resolved_factors
 
@@ -34,8 +35,8 @@ MOST_LEVELS = 64
 BACKBONE = "backbone"
 """The factor that a list of backbones is."""
 _FACTOR_OF = {RATE: "learning_rate", DEPTH: "frozen_depth"}
-_TUNINGS, _QUESTIONS, _NODES = 64, 8, 32
-"""Values of nuisance factors that are tried for each of so many of the other scientific factors; values along one factor."""
+_NODES = 32
+"""Values along one factor."""
 _SETS = 12
 """Sets of hyperparameters whose functions are read: 72 draws."""
 
@@ -231,37 +232,21 @@ class _Reader:
 
     def read(self, measure: Measure) -> dict[str, Floats]:
         """Return the results under `measure`, shape (draws,) each."""
-        design = self._design(measure)
+        design = tuning_design(measure, self.scientific, self.fitted.seed + 1, nodes=_NODES)
         each = [dict(self._results(draws, design)) for _, draws in self.posterior]
         return {name: np.concatenate([one[name] for one in each]) for name in each[0]}
-
-    def _design(self, measure: Measure) -> Design:
-        """Return configurations in groups of `_TUNINGS`: the scientific factors are the same within a group."""
-        design = Design.of(measure, _TUNINGS * _QUESTIONS, self.fitted.seed + 1, nodes=_NODES)
-        u = design.u.reshape(_QUESTIONS, _TUNINGS, -1).copy()
-        for name in self.scientific:
-            u[:, :, design.index(name)] = u[:, :1, design.index(name)]
-        return Design(measure, u.reshape(_QUESTIONS * _TUNINGS, -1), design.nodes)
 
     def _results(self, draws: Draws, design: Design) -> Iterator[tuple[str, Floats]]:
         coefficients, inverse = self.fitted.coefficients(self.fitted.budget), self.fitted.response.inverse
         points = draws.points(design.x)
         values = inverse(draws.at(points, coefficients))
         yield MEAN, values.mean(axis=1)
-        grouped = self.better * values.reshape(draws.size, _QUESTIONS, _TUNINGS)
-        yield TUNED, self.better * grouped.max(axis=2).mean(axis=1)
+        everywhere = np.ones(len(design.u), dtype=bool)
+        yield TUNED, self.better * best_of_groups(self.better * values[:, :, None], everywhere)[:, 0]
         for name, factor in _FACTOR_OF.items():
             if factor in design.nodes:
                 along = self.better * inverse(values_along(draws, design, points, factor, coefficients))
                 labels = np.array(design.nodes[factor].labels, np.float64)
-                best = labels[self._tuned(along, design.active(factor)).argmax(axis=1)]
+                best = labels[best_of_groups(along, design.active(factor)).argmax(axis=1)]
                 yield name, np.log10(best) if name == RATE else best
         draws.forget()
-
-    @staticmethod
-    def _tuned(along: Floats, active: Any) -> Floats:
-        """Return the best of each group at each node, averaged over the groups, (draws, nodes), from (draws, n, nodes)."""
-        grouped = along.reshape(len(along), _QUESTIONS, _TUNINGS, -1)
-        having = active.reshape(_QUESTIONS, _TUNINGS)
-        best: Floats = np.where(having[None, :, :, None], grouped, -np.inf).max(axis=2)
-        return np.asarray(best[:, having.any(axis=1)].mean(axis=1))
