@@ -95,9 +95,10 @@ def keep_open(tunnel: Tunnel, opened: Callable[[], None] = lambda: None) -> None
     Raises:
         UnreachableError: it ended by itself.
     """
-    with _terminated_like_interrupted():
+    with _interrupts_held() as release:
         process = subprocess.Popen(tunnel.command, stdin=subprocess.DEVNULL)
         try:
+            release()
             opened()
             code = process.wait()
         except KeyboardInterrupt:
@@ -183,14 +184,28 @@ def _free(port: int) -> bool:
 
 
 @contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """Let SIGTERM end the tunnel as Ctrl-C does, so that ssh is not left behind."""
+def _interrupts_held() -> Iterator[Callable[[], None]]:
+    """Give a function from whose call on Ctrl-C and SIGTERM raise KeyboardInterrupt, at once if one came before.
+
+    While ssh is being started nobody could end it: an interrupt there would leave it behind.
+    """
+    is_held, came = True, False
 
     def interrupt(_number: int, _frame: object) -> None:
-        raise KeyboardInterrupt
+        nonlocal came
+        if not is_held:
+            raise KeyboardInterrupt
+        came = True
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    def release() -> None:
+        nonlocal is_held
+        is_held = False
+        if came:
+            raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield release
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
