@@ -22,7 +22,7 @@ from raystudy.findings.left_out import leave_one_out
 from raystudy.findings.measure import Measure
 from raystudy.findings.observations import Observations
 from raystudy.findings.response import Response, Scale, scales
-from raystudy.findings.surrogate import LEVEL_VARIANCE, SLOPE_VARIANCE, Surrogate, thinned
+from raystudy.findings.surrogate import LEVEL_VARIANCE, SLOPE_VARIANCE, TREND_VARIANCE, Surrogate, thinned
 from raystudy.findings.verdict import MASS, interval, quantile
 
 BUDGET = 27
@@ -109,7 +109,9 @@ def test_the_likelihood_is_that_of_the_model_as_written() -> None:
             speed *= (1 + hyper.speed_weight[j] * matern) / (1 + hyper.speed_weight[j])
         own = np.eye(5)
         between = [LEVEL_VARIANCE + hyper.final_scale**2 * final + own * (hyper.seed * spread) ** 2]
-        between += [SLOPE_VARIANCE + scale**2 * speed + own * hyper.speed_rest**2 for scale in hyper.speed_scale]
+        ordered = [columns.start for columns in COLUMNS if columns.stop - columns.start == 1]
+        trends = TREND_VARIANCE * sum(np.outer(x[:, j] - 0.5, x[:, j] - 0.5) for j in ordered)
+        between += [SLOPE_VARIANCE + trends + scale**2 * speed + own * hyper.speed_rest**2 for scale in hyper.speed_scale]
         dense = sum(np.outer(basis[:, k], basis[:, k]) * one[trial][:, trial] for k, one in enumerate(between))
         dense = dense + np.diag((hyper.noise * spread[trial]) ** 2)
         exact = 0.5 * values @ np.linalg.solve(dense, values) + 0.5 * np.linalg.slogdet(dense)[1]

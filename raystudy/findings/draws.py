@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raystudy.findings.curves import Floats
-from raystudy.findings.surrogate import LEVEL_VARIANCE, SLOPE_VARIANCE, Hyperparameters, Surrogate
+from raystudy.findings.surrogate import LEVEL_VARIANCE, SLOPE_VARIANCE, TREND_VARIANCE, Hyperparameters, Surrogate
 
 FEATURES = 512
 """Number of random Fourier features of one function."""
@@ -34,6 +34,7 @@ class _Component:
         amplitudes: shape (features, draws).
         updates: of the kernel between a configuration and each trial, shape (trials, draws).
         constant: shape (draws,).
+        slopes: of the trends, shape (width, draws).
     """
 
     weight: Floats
@@ -42,6 +43,7 @@ class _Component:
     amplitudes: Floats
     updates: Floats
     constant: Floats
+    slopes: Floats
 
     def anova(self, tables: Floats) -> Floats:
         """Return (1 + w_j κ_j) / (1 + w_j), shape of `tables`."""
@@ -71,6 +73,11 @@ class Points:
     def where(self, chosen: NDArray[np.bool_]) -> Points:
         """Return some of the configurations."""
         return Points(self.x[chosen], self.tables[:, chosen])
+
+
+def _flat_variances(k: int) -> tuple[float, float]:
+    """Return the prior variances of the constant and of the trends of coefficient `k`: 0 is the final value."""
+    return (LEVEL_VARIANCE, 0.0) if k == 0 else (SLOPE_VARIANCE, TREND_VARIANCE)
 
 
 class Draws:
@@ -107,7 +114,7 @@ class Draws:
             tails = np.sqrt(freedom / random.chisquare(freedom, FEATURES))
             normal = random.standard_normal((FEATURES, width))
             frequencies[:, columns] = normal * (included * tails / hyper.lengths[j])[:, None]
-        flat = LEVEL_VARIANCE if k == 0 else SLOPE_VARIANCE
+        flat, sloping = _flat_variances(k)
         return _Component(
             weight=weight,
             frequencies=frequencies,
@@ -115,17 +122,18 @@ class Draws:
             amplitudes=random.standard_normal((FEATURES, self.size)) * self._scale(k) * np.sqrt(2 / FEATURES),
             updates=np.zeros((len(self.surrogate.x), self.size)),
             constant=random.standard_normal(self.size) * np.sqrt(flat),
+            slopes=random.standard_normal((frequencies.shape[1], self.size)) * np.sqrt(sloping),
         )
 
     def _corrected(self, prior: list[_Component]) -> Iterator[_Component]:
         """Yield the components with the corrections that the data ask for."""
-        rows = self.surrogate.rows
+        rows, trend = self.surrogate.rows, self.surrogate.trend(self.surrogate.x)
         residual = rows.target[:, None] - self._simulated(prior)
         solved = self.surrogate.solve(self.vector, residual)
         for k, component in enumerate(prior):
             updates = np.zeros_like(component.updates)
             np.add.at(updates, rows.trial, rows.weights[:, k : k + 1] * solved)
-            flat = LEVEL_VARIANCE if k == 0 else SLOPE_VARIANCE
+            flat, sloping = _flat_variances(k)
             yield _Component(
                 weight=component.weight,
                 frequencies=component.frequencies,
@@ -133,6 +141,7 @@ class Draws:
                 amplitudes=component.amplitudes,
                 updates=updates * self._scale(k) ** 2,
                 constant=component.constant + flat * updates.sum(0),
+                slopes=component.slopes + sloping * trend.T @ updates,
             )
 
     def _simulated(self, prior: list[_Component]) -> Floats:
@@ -142,7 +151,9 @@ class Draws:
         simulated = np.zeros((len(rows.target), self.size))
         for k, component in enumerate(prior):
             phases = surrogate.x @ component.frequencies.T + component.phases
-            values = np.cos(phases) @ component.amplitudes + component.constant
+            values = (
+                np.cos(phases) @ component.amplitudes + component.constant + surrogate.trend(surrogate.x) @ component.slopes
+            )
             own = hyper.seed * spread if k == 0 else hyper.speed_rest
             values = values + own * random.standard_normal(values.shape)
             simulated += rows.weights[:, k : k + 1] * values[rows.trial]
@@ -154,7 +165,13 @@ class Draws:
         fewer = copy.copy(self)
         fewer.size = size
         fewer._components = tuple(
-            replace(one, amplitudes=one.amplitudes[:, :size], updates=one.updates[:, :size], constant=one.constant[:size])
+            replace(
+                one,
+                amplitudes=one.amplitudes[:, :size],
+                updates=one.updates[:, :size],
+                constant=one.constant[:size],
+                slopes=one.slopes[:, :size],
+            )
             for one in self._components
         )
         return fewer
@@ -177,11 +194,12 @@ class Draws:
             points: where.
             coefficients: of the curve at the epoch asked for, shape (1 + K,); see `curves.features`.
         """
-        total = np.zeros((len(points.x), self.size))
+        total, trend = np.zeros((len(points.x), self.size)), self.surrogate.trend(points.x)
         for component, coefficient in self._needed(coefficients):
             phases = points.x @ component.frequencies.T + component.phases
             kernel = component.anova(points.tables).prod(0)
-            total += coefficient * (np.cos(phases) @ component.amplitudes + kernel @ component.updates + component.constant)
+            smooth = np.cos(phases) @ component.amplitudes + kernel @ component.updates
+            total += coefficient * (smooth + trend @ component.slopes + component.constant)
         return total.T
 
     def along(self, points: Points, factor: int, nodes: Points, coefficients: Floats) -> Floats:
@@ -195,6 +213,8 @@ class Draws:
         """
         out = np.zeros((self.size, len(points.x), len(nodes.x)))
         columns = self.surrogate.columns[factor]
+        trend, steps = self.surrogate.trend(points.x), self.surrogate.trend(nodes.x)[:, columns]
+        trend[:, columns] = 0
         for component, coefficient in self._needed(coefficients):
             tables = component.anova(points.tables)
             others = np.delete(tables, factor, axis=0).prod(0)
@@ -205,9 +225,10 @@ class Draws:
             # cos(a + b) = cos a cos b - sin a sin b: the draws at all pairs of configuration and node are matrix products.
             left = np.concatenate([others, np.cos(rest), -np.sin(rest)], axis=1)
             right = np.concatenate([own, np.cos(angle).T, np.sin(angle).T], axis=0)
+            level, step = trend @ component.slopes + component.constant, steps @ component.slopes[columns]
             for b in range(self.size):
                 weights = np.concatenate([component.updates[:, b], component.amplitudes[:, b], component.amplitudes[:, b]])
-                out[b] += coefficient * ((left * weights) @ right + component.constant[b])
+                out[b] += coefficient * ((left * weights) @ right + level[:, b, None] + step[:, b])
         return out
 
     def _needed(self, coefficients: Floats) -> Iterator[tuple[_Component, float]]:

@@ -2,12 +2,15 @@
 
 The coefficients of a trial's learning curve (see `curves`) are functions of its configuration x:
 
-    a(x)   = m   + f(x)   + ρ_x e                 the final value
-    b_k(x) = c_k + h_k(x) + δ e_k                 how the curve gets there; all r_k(T) = 0
+    a(x)   = m   + f(x)           + ρ_x e         the final value
+    b_k(x) = c_k + s_k·x + h_k(x) + δ e_k         how the curve gets there; all r_k(T) = 0
 
 f and the h_k have ANOVA kernels, products over the factors of 1 + w_j κ_j, with κ_j a Matérn kernel on the factor's encoded
 columns: a factor with small w_j acts additively, one with w_j near 0 not at all, and the smoothness of one (a cliff in the
-learning rate) does not touch that of the others. e is what a configuration's seed does to its final value. Noise and seed
+learning rate) does not touch that of the others. s_k are trends over the ordered factors: where an adaptive sampler went
+little, every trial was stopped early, and what its curve would have done is extrapolated. Without a trend the h_k fall back
+there to their mean over the region that was searched, which credits the final value with less than it owes and says so with
+too much confidence (measured: docs/importance.md). e is what a configuration's seed does to its final value. Noise and seed
 effect may grow with the factors: σ_x = σ exp(g·x), ρ_x = ρ exp(g·x).
 
 That a scheduler stopped most trials does no harm: it looked at nothing but reports, all of which are in the likelihood, so
@@ -40,6 +43,8 @@ LEVEL_VARIANCE = 100.0
 """Prior variance of m, on the scale on which the reports have variance 1: as good as flat."""
 SLOPE_VARIANCE = 9.0
 """Prior variance of the c_k."""
+TREND_VARIANCE = 1.0
+"""Prior variance of each s_k: over the whole range of a factor a bend changes by about the spread of all reports."""
 CANDIDATES, MOVES, STRIDE = 4, 6, 0.4
 """Draws from Laplace's approximation for each set of hyperparameters wanted; steps that each is moved by, and how far."""
 _JITTER = 1e-8
@@ -141,6 +146,9 @@ class Surrogate:
         self.n_bends = rows.weights.shape[1] - 1
         self._covariance = _Covariance(len(columns), x.shape[1], self.n_bends, smoothness).double()
         self._by_factor = self._split(x)
+        # A category has no order that a trend could follow.
+        self._is_ordered = np.concatenate([np.full(c.stop - c.start, c.stop - c.start == 1) for c in columns])
+        self._linear = torch.as_tensor(self.trend(x) @ self.trend(x).T)
         self._trial = torch.as_tensor(rows.trial)
         self._target = torch.as_tensor(rows.target)
         self._squares, self._freedom = torch.as_tensor(rows.squares), torch.as_tensor(rows.freedom)
@@ -239,7 +247,7 @@ class Surrogate:
         matrix = self._products[0] * (LEVEL_VARIANCE + final + torch.diag(seed))[i][:, i]
         if speed is not None:
             expanded = speed[i][:, i]
-            own = SLOPE_VARIANCE + (2 * hyper["log_speed_rest"]).exp() * self._same
+            own = SLOPE_VARIANCE + TREND_VARIANCE * self._linear[i][:, i] + (2 * hyper["log_speed_rest"]).exp() * self._same
             for variance, product in zip((2 * hyper["log_speed_scale"]).exp(), self._products[1:], strict=True):
                 matrix = matrix + product * (variance * expanded + own)
         matrix.diagonal().add_(noise[i] + _JITTER)
@@ -279,6 +287,10 @@ class Surrogate:
             noise=float(scales["noise"][0]),
             growth=hyper["log_growth"],
         )
+
+    def trend(self, x: Floats) -> Floats:
+        """Return what the trends are linear in at encoded configurations `x`, shape (n, width); 0 for what has no order."""
+        return (x - 0.5) * self._is_ordered
 
     def tables(self, vector: Floats, x: Floats) -> Floats:
         """Return κ_j between configurations and the trials, shape (factors, n, trials)."""
