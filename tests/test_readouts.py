@@ -22,7 +22,7 @@ from raystudy.factors import Scalar
 from raystudy.findings.figures import save
 from raystudy.findings.readout_figures import readout_figure
 from raystudy.findings.readouts import PER_UNIT, ReadOut, from_lines, to_line
-from raystudy.finetune import readouts, readouts_probe, readouts_trial
+from raystudy.finetune import readouts, readouts_probe, readouts_trial, trial
 from raystudy.finetune.batches import ImageStore
 from raystudy.finetune.checkpoint import Row
 from raystudy.finetune.compute import Compute
@@ -61,8 +61,10 @@ CONFIGS: dict[str, dict[str, Scalar]] = {
 @pytest.fixture(autouse=True)
 def _fresh_process() -> Iterator[None]:
     readouts_trial._starts.clear()
+    readouts_trial._keys.clear()
     yield
     readouts_trial._starts.clear()
+    readouts_trial._keys.clear()
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -379,6 +381,21 @@ def test_boundaries_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(readouts_probe, "MOST_BOUNDARY_BYTES", 0)
     rows_of(run_of(tmp_path / "computed", {"frozen_depth": 2}))
     assert untimed(read(tmp_path / "kept")) == untimed(read(tmp_path / "computed"))
+
+
+@pytest.mark.parametrize("name", ["full", "gradual", "frozen"])
+def test_a_start_that_was_copied_is_the_one_that_is_built(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    builds: list[object] = []
+    build = trial.build_model
+    monkeypatch.setattr(trial, "build_model", lambda *args, **more: builds.append(1) or build(*args, **more))
+    for folder in ("first", "copied"):
+        builds.clear()
+        rows_of(run_of(tmp_path / folder, CONFIGS[name]))
+    assert len(builds) == 1, "the second trial of a process knows what it starts from"
+    monkeypatch.setattr(readouts_trial, "_MOST_COPIED_BYTES", 0)
+    rows_of(run_of(tmp_path / "built", CONFIGS[name]))
+    assert len(builds) == 3
+    assert untimed(read(tmp_path / "copied")) == untimed(read(tmp_path / "built"))
 
 
 @pytest.mark.parametrize("name", ["full", "gradual", "frozen"])

@@ -5,7 +5,8 @@ number. It is written before the epoch's checkpoint, so that no epoch that a res
 that is trained again after a crash is read again. Whatever goes wrong is a line of the log.
 
 What the network was at the start is found out at the first read-out, so that trials stopped before pay nothing: it is built
-again. Its responses are the same for all trials that start from the same weights, and the process keeps them.
+again, unless so little trains that a copy of it costs nothing. Its responses are the same for all trials that start from the
+same weights, and the process keeps them.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -27,12 +29,19 @@ from raystudy.finetune import readouts
 from raystudy.finetune.batches import ImageStore, evaluation_batch_size
 from raystudy.finetune.checkpoint import frozen_digest
 from raystudy.finetune.compute import Compute
+from raystudy.finetune.digests import tensors_digest
 from raystudy.finetune.model import Classifier, FineTuneModel
 from raystudy.finetune.readouts_file import append
 from raystudy.finetune.readouts_probe import MOST_BOUNDARY_BYTES, Boundary, Collector, Probe, Response, finite
 
 _BATCH = 64
 _STARTS_KEPT = 2
+_KEYS_KEPT = 64
+_MOST_COPIED_BYTES = 2**23
+"""Of starting weights that every trial copies in case it is read out: well under a millisecond's worth."""
+
+StartingWeights = Mapping[int, Mapping[str, Tensor]]
+"""State of the units that train, by their number, on the CPU."""
 
 _log = logging.getLogger(__name__)
 
@@ -54,6 +63,16 @@ class _Start:
 
 _starts: OrderedDict[str, _Start] = OrderedDict()
 """Of this process, the last used last."""
+_keys: OrderedDict[str, str] = OrderedDict()
+"""Digests of whole starting networks, by those of their frozen and of their trained tensors; the last found last."""
+
+
+def starting_weights(model: FineTuneModel, trained: Collection[int]) -> StartingWeights | None:
+    """Return a copy of the units that train, as `model` has them before it trains; None where that is too much to copy."""
+    states = {index: model.backbone.units[index].state_dict() for index in trained}
+    if sum(tensor.nbytes for state in states.values() for tensor in state.values()) > _MOST_COPIED_BYTES:
+        return None
+    return {index: {name: tensor.to("cpu", copy=True) for name, tensor in state.items()} for index, state in states.items()}
 
 
 class ReadOuts:
@@ -68,6 +87,7 @@ class ReadOuts:
         seed: the study's.
         compute: the device and precision.
         digest: of the tensors that never train, see `frozen_digest`.
+        start: see `starting_weights`.
         dead_below: see `ReadOut`.
     """
 
@@ -82,11 +102,12 @@ class ReadOuts:
         seed: int,
         compute: Compute,
         digest: str,
+        start: StartingWeights | None = None,
         dead_below: float = readouts.DEAD_BELOW,
     ) -> None:
         self._build, self._images, self._folder = build, images, folder
         self._trained, self._compute, self._dead_below = frozenset(trained), compute, dead_below
-        self._data, self._seed, self._digest = data, seed, digest
+        self._data, self._seed, self._digest, self._start = data, seed, digest, start
         self._basis: _Basis | None = None
         self._is_start_written = False
 
@@ -118,20 +139,32 @@ class ReadOuts:
 
     def _find_basis(self, classifier: Classifier) -> _Basis:
         # Where nothing but the head trains, the network still is what it was.
-        model = self._build().eval() if self._trained else classifier.model
+        model = cache(lambda: self._build().eval() if self._trained else classifier.model)
         probe = Probe.of(self._data, self._seed)
         about = (probe.pixels, classifier.preprocess.resolution, self._compute.device, self._compute.precision)
-        # Of all but the head: what the trial itself takes a digest of if nothing else trains.
-        digest = frozen_digest(model, _head(model)) if self._trained else self._digest
-        key = f"{digest} {about}"
+        key = f"{self._digest_at_start(model)} {about}"
         if key not in _starts:
-            _starts[key] = self._responses_at_start(classifier, probe, model.backbone.units)
+            _starts[key] = self._responses_at_start(classifier, probe, model().backbone.units)
             while len(_starts) > _STARTS_KEPT:
                 _starts.popitem(last=False)
         _starts.move_to_end(key)
         # On the CPU whatever the trial trains on: there is room.
-        weights = {index: model.backbone.units[index].cpu().state_dict() for index in self._trained}
+        weights = self._start or {index: model().backbone.units[index].cpu().state_dict() for index in self._trained}
         return _Basis(probe, weights, _starts[key])
+
+    def _digest_at_start(self, model: Callable[[], FineTuneModel]) -> str:
+        """Return a digest of all but the head: what the trial itself takes a digest of if nothing else trains."""
+        if not self._trained:
+            return self._digest
+        if self._start is None:
+            return frozen_digest(model(), _head(model()))
+        named = ((f"{index}.{name}", tensor) for index, state in self._start.items() for name, tensor in state.items())
+        parts = f"{self._digest} {tensors_digest(sorted(named))}"
+        if parts not in _keys:
+            _keys[parts] = frozen_digest(model(), _head(model()))
+            while len(_keys) > _KEYS_KEPT:
+                _keys.popitem(last=False)
+        return _keys[parts]
 
     def _responses_at_start(self, classifier: Classifier, probe: Probe, units: nn.ModuleList) -> _Start:
         responses, boundary = Collector(len(units), probe), Boundary(min(self._trained, default=0))
@@ -233,7 +266,7 @@ class _Basis:
     """
 
     probe: Probe
-    weights: Mapping[int, Mapping[str, Tensor]]
+    weights: StartingWeights
     start: _Start
 
 
@@ -260,9 +293,7 @@ def _holds(unit: nn.Module, state: Mapping[str, Tensor]) -> bool:
     return all(torch.equal(tensor.cpu(), state[name]) for name, tensor in unit.state_dict().items())
 
 
-def _weight_values(
-    units: nn.ModuleList, weights: Mapping[int, Mapping[str, Tensor]], changed: Sequence[int]
-) -> tuple[Values, Values]:
+def _weight_values(units: nn.ModuleList, weights: StartingWeights, changed: Sequence[int]) -> tuple[Values, Values]:
     """Return change and angle of every unit; those that have not changed read 0 without any arithmetic."""
     change: list[float | None] = [0.0] * len(units)
     angle: list[float | None] = [0.0] * len(units)

@@ -39,7 +39,7 @@ from raystudy.finetune.hyperparameters import Hyperparameters
 from raystudy.finetune.metrics import Evaluation, evaluate
 from raystudy.finetune.model import BackboneFactory, Classifier, FineTuneModel, build_classifier, build_model
 from raystudy.finetune.prefixes import Prefixes, Sharing, Split
-from raystudy.finetune.readouts_trial import ReadOuts
+from raystudy.finetune.readouts_trial import ReadOuts, StartingWeights, starting_weights
 from raystudy.finetune.seeds import TrialSeeds
 
 _log = logging.getLogger(__name__)
@@ -99,6 +99,7 @@ class _Parts:
     fitter: Fitter
     trained_names: frozenset[str]
     frozen_digest: str
+    start: StartingWeights | None
     prefixes: Prefixes | None
 
 
@@ -189,9 +190,12 @@ class TrialRun:
         trained = trained_names(model, hyper)
         classifier = build_classifier(model, resolution=hyper.resolution).to(self.compute.device)
         store = ImageStore(data.images, labels, self.compute)
+        start = (
+            starting_weights(model, trainable_units(hyper, model.backbone.info.n_units)) if self.plan.readout_epochs else None
+        )
         fitter = self._fitter(model, classifier, store)
         prefixes = self._prefixes(classifier, store)
-        return _Parts(model, classifier, store, fitter, trained, checkpoints.frozen_digest(model, trained), prefixes)
+        return _Parts(model, classifier, store, fitter, trained, checkpoints.frozen_digest(model, trained), start, prefixes)
 
     def _prefixes(self, classifier: Classifier, store: ImageStore) -> Prefixes | None:
         if self._sharing is None or not self._data.pixels:
@@ -290,6 +294,7 @@ class TrialRun:
                 seed=self.plan.study_seed,
                 compute=self.compute,
                 digest=parts.frozen_digest,
+                start=parts.start,
             )
         self._readouts.record(parts.classifier, epoch)
 
