@@ -22,12 +22,13 @@ from raystudy.factors import Scalar
 from raystudy.findings.figures import save
 from raystudy.findings.readout_figures import readout_figure
 from raystudy.findings.readouts import PER_UNIT, ReadOut, from_lines, to_line
-from raystudy.finetune import readouts, readouts_probe, readouts_trial, trial
+from raystudy.finetune import model, readouts, readouts_probe, readouts_trial, trial
 from raystudy.finetune.batches import ImageStore
 from raystudy.finetune.checkpoint import Row
 from raystudy.finetune.compute import Compute
 from raystudy.finetune.freezing import freeze, phases
-from raystudy.finetune.model import build_classifier
+from raystudy.finetune.hyperparameters import Hyperparameters
+from raystudy.finetune.model import FineTuneModel, build_classifier
 from raystudy.finetune.readouts_file import FILE, append, read
 from raystudy.finetune.readouts_probe import probe_images
 from raystudy.finetune.readouts_trial import ReadOuts
@@ -385,9 +386,14 @@ def test_boundaries_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("name", ["full", "gradual", "frozen"])
 def test_a_start_that_was_copied_is_the_one_that_is_built(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    builds: list[object] = []
-    build = trial.build_model
-    monkeypatch.setattr(trial, "build_model", lambda *args, **more: builds.append(1) or build(*args, **more))
+    builds: list[str] = []
+    build = model.build_model
+
+    def counted(hyper: Hyperparameters, *args: Any, **more: Any) -> FineTuneModel:
+        builds.append("built")
+        return build(hyper, *args, **more)
+
+    monkeypatch.setattr(trial, "build_model", counted)
     for folder in ("first", "copied"):
         builds.clear()
         rows_of(run_of(tmp_path / folder, CONFIGS[name]))
