@@ -80,6 +80,7 @@ class ToyTrainer:
         at_epoch: the epoch in which it happens.
         folder: where trials checkpoint; None: they begin again from the first epoch.
         tells_pid: report the process id as a metric.
+        stores: as if the output of frozen units were stored: note in `folder` on which node of Ray each trial began.
     """
 
     epochs: int
@@ -87,6 +88,7 @@ class ToyTrainer:
     at_epoch: int = 2
     folder: Path | None = None
     tells_pid: bool = False
+    stores: bool = False
 
     def open(self, ticket: Ticket) -> ToyTraining:
         """Prepare a trial."""
@@ -110,6 +112,8 @@ class ToyTraining:
     def epochs(self) -> Iterator[Mapping[str, float]]:
         """Yield the rows; the one of the last checkpoint comes again."""
         done = self._last_epoch()
+        if self._trainer.stores:
+            self._note_node("began")
         if done:
             yield self._row(done)
         for epoch in range(done + 1, self._trainer.epochs + 1):
@@ -133,6 +137,8 @@ class ToyTraining:
     def _row(self, epoch: int) -> dict[str, float]:
         value = score(self._ticket.config, self._ticket.number, epoch)
         row = {"epoch": epoch, "train_loss": 2 - value, "val_loss": 1 - value, "val_accuracy": value}
+        if self._trainer.stores:
+            row["stored_units"] = int(self._ticket.config["frozen_depth"])
         return {**row, "pid": os.getpid()} if self._trainer.tells_pid else row
 
     def _suffer(self, mishap: Mishap) -> None:
@@ -157,16 +163,21 @@ class ToyTraining:
 
     def _hold(self) -> None:
         """Say on which node of Ray this is, and wait for its end, or until the file `release` is there."""
-        import ray
-
-        place = self._trainer.checkpoint(self._ticket.trial_id).with_name("node")
-        place.with_suffix(".tmp").write_text(ray.get_runtime_context().get_node_id())
-        place.with_suffix(".tmp").rename(place)
+        place = self._note_node("node")
         deadline = time.monotonic() + 300
         while not place.with_name("release").exists():
             if time.monotonic() > deadline:
                 raise TimeoutError("nobody ended the node")
             time.sleep(0.05)
+
+    def _note_node(self, name: str) -> Path:
+        import ray
+
+        place = self._trainer.checkpoint(self._ticket.trial_id).with_name(name)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.with_suffix(".tmp").write_text(ray.get_runtime_context().get_node_id())
+        place.with_suffix(".tmp").rename(place)
+        return place
 
     def _last_epoch(self) -> int:
         if self._trainer.folder is None:

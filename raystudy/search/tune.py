@@ -33,6 +33,7 @@ from raystudy.search.deaths import LastingTrial
 from raystudy.search.director import Director
 from raystudy.search.notices import Notices
 from raystudy.search.packing import Packing
+from raystudy.search.placement import Placement
 from raystudy.storage import tell
 from raystudy.work import Trainer
 
@@ -180,22 +181,50 @@ class _Judge(FIFOScheduler):
     def __init__(self, key: str, cpu: int) -> None:
         super().__init__()
         self._key, self._cpu = key, cpu
-        self._notices = Notices()
+        self._notices, self._placement = Notices(), Placement()
         self._has_left = False
+        self._free: tuple[str, tune.PlacementGroupFactory] | None = None
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
-        """Give back the process that Tune keeps for a next trial, where the study's share has no place for one now."""
+        """Choose who takes the process that Tune keeps for a next trial; give it back where the study may run none now."""
         is_awaited = any(trial.status == Trial.PENDING for trial in tune_controller.get_live_trials())
         has_no_place = not is_awaited and _LIVE[self._key].running >= _allowed(self._key)
         if has_no_place or self._has_left:
             # There is no public way; without it a study that may run nothing would hold on to a slot, and the next trial
             # would begin on a node that is about to be taken away.
             tune_controller._cleanup_cached_actors(force_all=True)
-            self._has_left = False
-        chosen: Trial | None = super().choose_trial_to_run(tune_controller)
+            self._has_left, self._free = False, None
+        chosen: Trial | None = self._placed(tune_controller) or super().choose_trial_to_run(tune_controller)
         return chosen
 
+    def _placed(self, tune_controller: Any) -> Trial | None:
+        """Return the trial that gains most by the node of the process that has come free; None where there is no choice."""
+        if self._free is None:
+            return None
+        node, needs = self._free
+        # A trial that is being handed a process is still called pending.
+        waiting = {
+            trial.trial_id: trial
+            for trial in tune_controller.get_trials()
+            if trial.status == Trial.PENDING
+            and trial.placement_group_factory == needs
+            and trial not in tune_controller._resetting_trials
+        }
+        if not waiting:
+            return None
+        self._free = None
+        running = (trial for trial in tune_controller.get_live_trials() if trial.status == Trial.RUNNING)
+        nodes = {trial.last_result["node_id"] for trial in running if "node_id" in trial.last_result}
+        configs = {trial_id: trial.config["hyperparameters"] for trial_id, trial in waiting.items()}
+        return waiting[self._placement.choose(node, configs, nodes)]
+
     def on_trial_result(self, tune_controller: Any, trial: LastingTrial, result: dict[str, Any]) -> str:  # noqa: ARG002
+        decision = self._judge(trial, result)
+        if decision == TrialScheduler.STOP:
+            self._free = result["node_id"], trial.placement_group_factory
+        return decision
+
+    def _judge(self, trial: LastingTrial, result: Mapping[str, Any]) -> str:
         director = _LIVE[self._key]
         if result.get("is_out_of_memory") and self._begins_again_alone(trial, result["reason"]):
             return TrialScheduler.CONTINUE
@@ -205,6 +234,7 @@ class _Judge(FIFOScheduler):
             director.end(trial.trial_id, TrialState(result["state"]), result["reason"])
             return TrialScheduler.STOP
         metrics = {name.removeprefix("metrics/"): value for name, value in result.items() if name.startswith("metrics/")}
+        self._placement.report(result["node_id"], trial.config["hyperparameters"], metrics.get("stored_units", 0))
         goes_on = director.report(trial.trial_id, metrics, node=result["node"], seconds=result["seconds"])
         if goes_on and leaves:  # its checkpoint is on the storage; another epoch here might be lost
             trial.move(f"its node {result['node']} is about to be taken away")
