@@ -205,7 +205,7 @@ class _Judge(FIFOScheduler):
         # A trial that is being handed a process is still called pending.
         waiting = {
             trial.trial_id: trial
-            for trial in tune_controller.get_trials()
+            for trial in sorted(tune_controller.get_live_trials(), key=lambda trial: trial.config["number"])
             if trial.status == Trial.PENDING
             and trial.placement_group_factory == needs
             and trial not in tune_controller._resetting_trials
