@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "raystudy"
 
 LAYERS = [
-    {"errors"},
+    {"errors", "factor_info"},
     {"factors", "storage"},
     {"records", "work", "event_lines"},
     {"spec"},

@@ -11,7 +11,7 @@ from tiny import tiny_data, tiny_hyper
 from torch.nn import functional
 
 from raystudy.factors import Scalar
-from raystudy.finetune.augmentation import augment, draw_mixup
+from raystudy.finetune.augmentation import augment, draw_cutmix, draw_mixup
 from raystudy.finetune.batches import Batch, BatchOrder, ImageStore, TrainingBatches, evaluation_batch_size, evaluation_batches
 from raystudy.finetune.compute import Compute
 from raystudy.finetune.model import Preprocess
@@ -119,7 +119,14 @@ def test_default_batches_are_the_stored_images_normalised_and_nothing_else() -> 
 
 @pytest.mark.parametrize(
     "config",
-    [{"augmentation": "flip"}, {"augmentation": "standard"}, {"mixup": 0.4}, {"augmentation": "standard", "mixup": 1.0}],
+    [
+        {"augmentation": "flip"},
+        {"augmentation": "standard"},
+        {"mixup": 0.4},
+        {"cutmix": 1.0},
+        {"augmentation": "standard", "mixup": 1.0},
+        {"augmentation": "flip", "mixup": 1.0, "cutmix": 1.0},
+    ],
 )
 def test_random_changes_are_a_function_of_the_trial_and_the_step(config: dict[str, Scalar]) -> None:
     assert same(batches(config).at(7), batches(config).at(7))
@@ -163,6 +170,39 @@ def test_mixup_weights_follow_the_beta_distribution() -> None:
     assert weights.var() == pytest.approx(variance, abs=0.01)
 
 
+def test_cutmix_takes_a_box_from_the_partner_and_counts_its_pixels() -> None:
+    weights = []
+    for step in range(20):
+        plain, mixed = batches().at(step), batches({"cutmix": 1.0}).at(step)
+        cut = draw_cutmix(1.0, 8, 8, SEEDS.derive(Purpose.CUTMIX, step))
+        in_box = torch.zeros(8, 8, dtype=torch.bool)
+        in_box[cut.rows, cut.columns] = True
+        assert torch.equal(mixed.inputs, torch.where(in_box, plain.inputs[cut.partners], plain.inputs))
+        assert (mixed.weight, mixed.depth) == (1 - in_box.float().mean().item(), 0)
+        assert torch.equal(mixed.labels, plain.labels)
+        assert torch.equal(mixed.partner_labels, plain.labels[cut.partners])
+        weights.append(mixed.weight)
+    assert len(set(weights)) > 5, "boxes differ from step to step"
+
+
+def test_cutmix_boxes_follow_the_beta_distribution_clipped_at_the_edge() -> None:
+    cuts = [draw_cutmix(1.0, 1000, 2, seed) for seed in range(2000)]
+    # A side of r, its centre uniform, keeps r - r²/4 on average; of Beta(1, 1), u = r² is uniform: the mean of (r - r²/4)².
+    expected = 1 - (1 / 2 - 1 / 5 + 1 / 48)
+    assert np.mean([cut.weight for cut in cuts]) == pytest.approx(expected, abs=0.02)
+    ends = np.array([(cut.rows.start, cut.rows.stop, cut.columns.start, cut.columns.stop) for cut in cuts])
+    assert ends.min() >= 0
+    assert ends.max() <= 1000
+    assert np.corrcoef(ends[:, 1] - ends[:, 0], ends[:, 3] - ends[:, 2])[0, 1] > 0.5, "of the image's shape, but for the edge"
+
+
+def test_with_mixup_and_cutmix_each_batch_has_one_of_the_two() -> None:
+    both, up, cut = batches({"mixup": 1.0, "cutmix": 1.0}), batches({"mixup": 1.0}), batches({"cutmix": 1.0})
+    dealt = [(same(both.at(step), up.at(step)), same(both.at(step), cut.at(step))) for step in range(60)]
+    assert {(True, False), (False, True)} == set(dealt)
+    assert 15 <= sum(is_up for is_up, _ in dealt) <= 45
+
+
 @given(batch_size=st.integers(1, 20))
 def test_evaluation_covers_the_split_once_in_order(batch_size: int) -> None:
     data = tiny_data()
@@ -178,7 +218,8 @@ def test_evaluation_takes_fewer_images_at_once_the_larger_they_are(side: int, ex
 
 
 @pytest.mark.parametrize(
-    "config", [{}, {"augmentation": "flip"}, {"augmentation": "standard"}, {"mixup": 0.4}, {"resolution": 12}]
+    "config",
+    [{}, {"augmentation": "flip"}, {"augmentation": "standard"}, {"mixup": 0.4}, {"cutmix": 1.0}, {"resolution": 12}],
 )
 def test_training_batches_are_channels_last_whatever_is_done_to_them(config: dict[str, Scalar]) -> None:
     assert batches(config).at(0).inputs.is_contiguous(memory_format=torch.channels_last)

@@ -89,6 +89,7 @@ configurations = st.fixed_dictionaries(
         "optimizer": st.sampled_from(["sgd", "adamw"]),
         "augmentation": st.sampled_from(["none", "flip"]),
         "mixup": st.sampled_from([0.0, 0.2]),
+        "cutmix": st.sampled_from([0.0, 0.2]),
         "dropout": st.sampled_from([0.0, 0.3]),
         "resolution": st.sampled_from([0, 12]),
         "reinit_units": st.integers(0, 2),
@@ -109,7 +110,7 @@ def test_metrics_are_the_same_bit_for_bit_with_and_without(
     first, second = (rows(plan, folder / name, sharing(folder)) for name in ("building", "reading"))
     assert same(computed, first)
     assert same(computed, second)
-    exact = config["augmentation"] == "none" and config["mixup"] == 0
+    exact = config["augmentation"] == "none" and config["mixup"] == config["cutmix"] == 0
     frozen = config["strategy"] != "ft" or config["frozen_depth"]
     if exact and frozen and config["reinit_units"] == 0:
         assert any(row["stored_units"] for row in first)
@@ -266,9 +267,12 @@ def test_weights_that_belong_to_the_trial_are_not_stored(tmp_path: Path) -> None
     assert shared.cache.entries() == []
 
 
-def test_images_that_change_from_epoch_to_epoch_are_computed_but_validation_reads(tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", [{"augmentation": "flip"}, {"mixup": 0.4}, {"cutmix": 1.0}], ids=str)
+def test_images_that_change_from_epoch_to_epoch_are_computed_but_validation_reads(
+    change: dict[str, Scalar], tmp_path: Path
+) -> None:
     shared = sharing(tmp_path)
-    plan = tiny_plan({"frozen_depth": 3, "augmentation": "flip"})
+    plan = tiny_plan({"frozen_depth": 3, **change})
     found = rows(plan, tmp_path / "a", shared)
     assert same(found, rows(plan, tmp_path / "b", None))
     assert {row["stored_units"] for row in found} == {0}

@@ -73,6 +73,7 @@ CHANGES: dict[str, tuple[Scalar, dict[str, Scalar]]] = {
     "label_smoothing": (0.1, {}),
     "dropout": (0.5, {}),
     "mixup": (0.5, {}),
+    "cutmix": (0.5, {}),
     "clip_grad_norm": (1e-3, {"optimizer": "sgd"}),
     "augmentation": ("standard", {}),
     "resolution": (6, {}),

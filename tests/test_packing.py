@@ -201,15 +201,17 @@ def test_the_largest_trial_has_the_least_frozen_and_the_largest_batches() -> Non
             "optimizer": {"choice": ["sgd", "adamw"]},
             "momentum": {"uniform": [0.8, 0.99], "when": {"optimizer": "sgd"}},
             "mixup": {"uniform": [0.0, 0.4]},
+            "cutmix": {"choice": [0.0, 1.0]},
         },
     )
     config = largest(spec, space_of(spec))
-    assert {name: config[name] for name in ("batch_size", "frozen_depth", "resolution", "optimizer", "mixup")} == {
+    assert {name: config[name] for name in ("batch_size", "frozen_depth", "resolution", "optimizer", "mixup", "cutmix")} == {
         "batch_size": 128,
         "frozen_depth": 2,
         "resolution": 0,  # 0 is the images' own size, here 32
         "optimizer": "adamw",
         "mixup": 0.4,
+        "cutmix": 1.0,
     }
 
 

@@ -31,7 +31,7 @@ CONFIGS: dict[str, dict[str, Scalar]] = {
     "adamw": {},
     "sgd": {"optimizer": "sgd", "schedule": "step", "warmup": 0.25},
     "lp_ft": {"strategy": "lp_ft", "dropout": 0.3, "l2_sp": 0.1},
-    "gradual": {"strategy": "gradual", "lp_share": 0.9, "optimizer": "sgd"},
+    "gradual": {"strategy": "gradual", "lp_share": 0.9, "optimizer": "sgd", "mixup": 0.4, "cutmix": 1.0},
     "frozen": {"frozen_depth": 2, "augmentation": "standard", "mixup": 0.4},
     "surgical": {"tuned_unit": 1, "batch_norm": "eval", "clip_grad_norm": 0.5},
     "scratch": {"pretrained": False, "data_fraction": 0.5, "augmentation": "flip"},

@@ -6,6 +6,7 @@ The random parameters are drawn on the CPU, a few numbers per image, so that eve
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -59,3 +60,33 @@ def draw_mixup(alpha: float, n: int, seed: int) -> tuple[float, Tensor]:
     random = np.random.default_rng(seed)
     weight = float(random.beta(alpha, alpha))
     return weight, torch.from_numpy(random.permutation(n))
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """The box that CutMix cuts out of a batch's images and fills with their partners' pixels.
+
+    Attributes:
+        rows: of pixels.
+        columns: likewise.
+        weight: the share of the pixels outside of the box, in [0, 1].
+        partners: the partners' places in the batch, `(n,)`.
+    """
+
+    rows: slice
+    columns: slice
+    weight: float
+    partners: Tensor
+
+
+def draw_cutmix(alpha: float, side: int, n: int, seed: int) -> Cut:
+    """Draw CutMix's box and each image's partner (Yun et al. 2019, arXiv 1905.04899).
+
+    The box has the images' aspect ratio, the area 1 - Beta(alpha, alpha) and its centre anywhere in the image, which cuts off
+    what sticks out; the weight is that of the box that is left.
+    """
+    random = np.random.default_rng(seed)
+    cut = round(side * math.sqrt(1 - random.beta(alpha, alpha)))
+    rows, columns = (slice(max(start, 0), min(start + cut, side)) for start in random.integers(0, side, 2) - cut // 2)
+    area = (rows.stop - rows.start) * (columns.stop - columns.start)
+    return Cut(rows, columns, 1 - area / side**2, torch.from_numpy(random.permutation(n)))

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raystudy.finetune import gpu_share
-from raystudy.finetune.augmentation import augment, draw_mixup
+from raystudy.finetune.augmentation import augment, draw_cutmix, draw_mixup
 from raystudy.finetune.compute import Compute
 from raystudy.finetune.hyperparameters import Hyperparameters
 from raystudy.finetune.model import Preprocess
@@ -110,8 +110,8 @@ class Batch:
     Attributes:
         inputs: normalised images `(batch, 3, side, side)`, or what the first `depth` units made of them.
         labels: `(batch,)`.
-        partner_labels: the labels of the images mixed in by MixUp, `(batch,)`; `labels` itself without MixUp.
-        weight: the share of `labels` in the target; 1 without MixUp.
+        partner_labels: the labels of the images mixed in by MixUp or CutMix, `(batch,)`; `labels` itself without.
+        weight: the share of `labels` in the target; 1 without MixUp and CutMix.
         depth: how many units the inputs have been through.
     """
 
@@ -129,8 +129,8 @@ class TrainingBatches:
         store: the images.
         order: which of them each step sees.
         preprocess: resizes and normalises; on the same device as the store's tensors.
-        hyper: says the augmentation and the MixUp.
-        seeds: augmentation and MixUp of a step derive from it and the step.
+        hyper: says the augmentation, the MixUp and the CutMix.
+        seeds: augmentation, MixUp and CutMix of a step derive from it and the step.
     """
 
     def __init__(
@@ -156,11 +156,29 @@ class TrainingBatches:
         return self._mix(self._preprocess.normalize(images), labels, step)
 
     def _mix(self, images: Tensor, labels: Tensor, step: int) -> Batch:
-        if self._hyper.mixup == 0:
+        hyper = self._hyper
+        if hyper.mixup == 0 and hyper.cutmix == 0:
             return Batch(images, labels, labels, 1.0)
+        if hyper.cutmix == 0 or (hyper.mixup > 0 and self._is_heads(step)):
+            return self._mix_up(images, labels, step)
+        return self._cut_mix(images, labels, step)
+
+    def _is_heads(self, step: int) -> bool:
+        """Toss a coin; its seed is neither MixUp's nor CutMix's, on whose draws it must not depend."""
+        return bool(np.random.default_rng(self._seeds.derive(Purpose.MIXING, step)).random() < 0.5)
+
+    def _mix_up(self, images: Tensor, labels: Tensor, step: int) -> Batch:
         weight, partners = draw_mixup(self._hyper.mixup, len(images), self._seeds.derive(Purpose.MIXUP, step))
         partners = partners.to(images.device)
         return Batch(images.lerp(images[partners], 1 - weight), labels, labels[partners], weight)
+
+    def _cut_mix(self, images: Tensor, labels: Tensor, step: int) -> Batch:
+        seed = self._seeds.derive(Purpose.CUTMIX, step)
+        cut = draw_cutmix(self._hyper.cutmix, images.shape[-1], len(images), seed)
+        partners = cut.partners.to(images.device)
+        mixed = images.clone()
+        mixed[:, :, cut.rows, cut.columns] = images[partners, :, cut.rows, cut.columns]
+        return Batch(mixed, labels, labels[partners], cut.weight)
 
 
 def evaluation_batch_size(side: int) -> int:

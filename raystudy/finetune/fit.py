@@ -156,7 +156,7 @@ class Fitter:
 
 
 def criterion(logits: Tensor, batch: Batch, *, label_smoothing: float) -> Tensor:
-    """Return the mean cross entropy, MixUp's pair of labels weighted by their shares."""
+    """Return the mean cross entropy, the pair of labels of MixUp and CutMix weighted by their shares."""
     loss = functional.cross_entropy(logits, batch.labels, label_smoothing=label_smoothing)
     if batch.weight == 1:
         return loss

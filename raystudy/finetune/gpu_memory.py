@@ -30,7 +30,7 @@ from raystudy.spec.sources import is_registered
 _EPOCHS = 2
 """The second one has the optimiser's state in memory from its first step on."""
 _STEPS = 3
-_LARGEST_COST_MORE = ("batch_size", "mixup", "l2_sp", "dropout", "clip_grad_norm", "data_fraction")
+_LARGEST_COST_MORE = ("batch_size", "mixup", "cutmix", "l2_sp", "dropout", "clip_grad_norm", "data_fraction")
 """Factors whose largest value needs the most memory."""
 
 

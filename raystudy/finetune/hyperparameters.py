@@ -36,6 +36,7 @@ class Hyperparameters:
     label_smoothing: float
     dropout: float
     mixup: float
+    cutmix: float
     clip_grad_norm: float
     augmentation: Literal["none", "flip", "standard"]
     resolution: int
@@ -85,6 +86,11 @@ class Hyperparameters:
         if problems:
             raise SpecError(problems, title="configuration")
         return resolved
+
+    @property
+    def sees_stored_images(self) -> bool:
+        """Whether training sees each image as it is stored, every time, so that what frozen units make of it is one thing."""
+        return self.augmentation == "none" and self.mixup == 0 and self.cutmix == 0
 
     def as_dict(self) -> dict[str, Scalar]:
         """Return the values by factor name."""

@@ -129,7 +129,7 @@ class Prefixes:
 
     def reader(self, depth: int, split: Split) -> Reader | None:
         """Return the activations of the first `depth` units on a split's images; None where they are to be computed."""
-        changes = split.is_drawn and (self._hyper.augmentation != "none" or self._hyper.mixup > 0)
+        changes = split.is_drawn and not self._hyper.sees_stored_images
         if changes or not 0 < depth <= self._n_shared:
             return None
         if depth not in self._prefixes:

@@ -20,6 +20,8 @@ class Purpose(StrEnum):
     ORDER = "order"
     AUGMENTATION = "augmentation"
     MIXUP = "mixup"
+    CUTMIX = "cutmix"
+    MIXING = "mixing"
     DROPOUT = "dropout"
 
 
