@@ -8,10 +8,29 @@ the table in the documentation is generated from it. Sources: Li, Herranz and Ji
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
 from raystudy.factor_info import PROBE_DEPTH, FactorInfo, Kind, Role, Scalar
 
-__all__ = ["FACTORS", "PROBE_DEPTH", "SOURCE_FACTORS", "TARGET_FACTORS", "FactorInfo", "Kind", "Role", "Scalar", "defaults"]
+__all__ = [
+    "FACTORS",
+    "PROBE_DEPTH",
+    "SELF_SUPERVISED",
+    "SOURCE_FACTORS",
+    "SUPERVISED",
+    "TARGET_FACTORS",
+    "FactorInfo",
+    "Kind",
+    "Role",
+    "Scalar",
+    "defaults",
+]
+
+SUPERVISED: Final = "supervised"
+SELF_SUPERVISED: Final = "self_supervised"
+"""What a network may be trained for."""
+
+_WITH_LABELS: Mapping[str, Scalar] = {"training_objective": SUPERVISED}
 
 
 def _catalogue(*entries: FactorInfo) -> Mapping[str, FactorInfo]:
@@ -174,6 +193,7 @@ FACTORS: Mapping[str, FactorInfo] = _catalogue(
         default=0.0,
         low=0,
         high=0.9,
+        applies=_WITH_LABELS,
         source="Quick-Tune 2024",
     ),
     FactorInfo(
@@ -185,7 +205,16 @@ FACTORS: Mapping[str, FactorInfo] = _catalogue(
         high=0.95,
         source="Quick-Tune 2024",
     ),
-    FactorInfo("mixup", "float", "Beta parameter of MixUp; 0 is off.", default=0.0, low=0, high=8, source="BiT 2020"),
+    FactorInfo(
+        "mixup",
+        "float",
+        "Beta parameter of MixUp; 0 is off.",
+        default=0.0,
+        low=0,
+        high=8,
+        applies=_WITH_LABELS,
+        source="BiT 2020",
+    ),
     FactorInfo(
         "cutmix",
         "float",
@@ -193,6 +222,7 @@ FACTORS: Mapping[str, FactorInfo] = _catalogue(
         default=0.0,
         low=0,
         high=8,
+        applies=_WITH_LABELS,
         source="Yun 2019; Quick-Tune 2024",
     ),
     FactorInfo(
@@ -210,6 +240,7 @@ FACTORS: Mapping[str, FactorInfo] = _catalogue(
         "none; flip: horizontal flips; standard: random resized crops and flips.",
         default="none",
         choices=("none", "flip", "standard"),
+        applies=_WITH_LABELS,
         source="Quick-Tune 2024; Kornblith 2019",
     ),
     FactorInfo(
@@ -275,6 +306,16 @@ FACTORS: Mapping[str, FactorInfo] = _catalogue(
         source="Huh 2016; Li, Herranz, Jiang 2020",
     ),
     FactorInfo(
+        "training_objective",
+        "categorical",
+        "supervised: the labels; self_supervised: to tell two views of an image from other images' (NT-Xent), the head then "
+        "being the nearest class mean.",
+        default=SUPERVISED,
+        choices=(SUPERVISED, SELF_SUPERVISED),
+        role="scientific",
+        source="Chen 2020; He 2022",
+    ),
+    FactorInfo(
         "pretrained",
         "bool",
         "Pretrained weights, or random initialisation.",
@@ -291,6 +332,15 @@ FACTORS: Mapping[str, FactorInfo] = _catalogue(
     FactorInfo(
         "source_images_per_category", "int", "Images of each; 0: all.", 0, low=1, off=0, role="scientific", source="Huh 2016"
     ),
+    FactorInfo(
+        "source_objective",
+        "categorical",
+        "What it was trained for: its labels, or without them.",
+        default=SUPERVISED,
+        choices=(SUPERVISED, SELF_SUPERVISED),
+        role="scientific",
+        source="Chen 2020; He 2022",
+    ),
     FactorInfo("source_seed", "int", "Replicate of it; -1: it has none.", -1, low=0, off=-1, source="Bouthillier 2021"),
     FactorInfo("backbone", "categorical", "The pretrained network.", default="", role="scientific", source="Kornblith 2019"),
     FactorInfo(
@@ -304,11 +354,16 @@ FACTORS: Mapping[str, FactorInfo] = _catalogue(
     ),
 )
 
-SOURCE_FACTORS = frozenset({"backbone", "pretrained", "source", "source_categories", "source_images_per_category"})
+SOURCE_FACTORS = frozenset(
+    {"backbone", "pretrained", "source", "source_categories", "source_images_per_category", "source_objective"}
+)
 """Factors about the source model; ASHA compares within their levels by default (rule 4)."""
 
-TARGET_FACTORS = frozenset({"data_fraction", "images_per_class", "class_imbalance", "label_noise", "categories"})
-"""Factors about what there is to train on, which lower or raise what can be reached at all: ASHA compares within them too."""
+TARGET_FACTORS = frozenset(
+    {"data_fraction", "images_per_class", "class_imbalance", "label_noise", "categories", "training_objective"}
+)
+"""Factors about what there is to train on and whether labels are seen, which lower or raise what can be reached at all: ASHA
+compares within them too."""
 
 
 def defaults() -> dict[str, Scalar]:

@@ -11,7 +11,7 @@ from tiny import tiny_data, tiny_hyper
 from torch.nn import functional
 
 from raystudy.factors import Scalar
-from raystudy.finetune.augmentation import augment, draw_cutmix, draw_mixup
+from raystudy.finetune.augmentation import augment, draw_cutmix, draw_mixup, view
 from raystudy.finetune.batches import Batch, BatchOrder, ImageStore, TrainingBatches, evaluation_batch_size, evaluation_batches
 from raystudy.finetune.compute import Compute
 from raystudy.finetune.model import Preprocess
@@ -126,6 +126,7 @@ def test_default_batches_are_the_stored_images_normalised_and_nothing_else() -> 
         {"cutmix": 1.0},
         {"augmentation": "standard", "mixup": 1.0},
         {"augmentation": "flip", "mixup": 1.0, "cutmix": 1.0},
+        {"training_objective": "self_supervised"},
     ],
 )
 def test_random_changes_are_a_function_of_the_trial_and_the_step(config: dict[str, Scalar]) -> None:
@@ -139,6 +140,36 @@ def test_flips_mirror_each_image_or_leave_it() -> None:
     flipped = augment(images, "flip", torch.Generator().manual_seed(0))
     kinds = [(torch.equal(new, old), torch.equal(new, old.flip(2))) for new, old in zip(flipped, images, strict=True)]
     assert {(True, False), (False, True)} == set(kinds)
+
+
+def test_self_supervised_batches_are_two_views_of_each_image_and_know_no_label() -> None:
+    batch = batches({"training_objective": "self_supervised", "resolution": 12}).at(3)
+    rows = BatchOrder(tiny_data().splits.train, 8, SEEDS).batch(3)
+    assert batch.inputs.shape == (16, 3, 12, 12)
+    assert batch.labels.tolist() == [*rows, *rows], "numbers of images"
+    assert not torch.equal(batch.inputs[:8], batch.inputs[8:])
+
+
+def test_views_change_colours_within_their_range_and_some_are_grey() -> None:
+    images = torch.tensor([200.0, 90.0, 30.0]).view(1, 3, 1, 1).expand(400, 3, 4, 4)  # where a crop shows nothing
+    seen = view(images, torch.Generator().manual_seed(0))[:, :, 0, 0]
+    assert seen.min() >= 0
+    assert seen.max() <= 255
+    is_grey = seen.amax(1) - seen.amin(1) < 0.01
+    is_same = (seen - images[:, :, 0, 0]).abs().amax(1) < 0.1
+    assert is_grey.float().mean().item() == pytest.approx(0.2, abs=0.06)
+    assert is_same.float().mean().item() == pytest.approx(0.2 * 0.8, abs=0.06)
+    luma = seen @ torch.tensor([0.299, 0.587, 0.114])
+    ratio = luma / (images[0, :, 0, 0] @ torch.tensor([0.299, 0.587, 0.114]))
+    assert 0.6 - 1e-3 <= ratio.min() < 0.7, "brightness; hue, saturation and the contrast of one colour leave the luma alone"
+    assert ratio.max() > 1.2
+
+
+def test_contrast_moves_pixels_to_and_from_the_mean_luma() -> None:
+    grey = torch.tensor([100.0, 140.0]).repeat_interleave(2).expand(200, 3, 4, 4)
+    seen = view(grey, torch.Generator().manual_seed(0))[:, 0]
+    spread = (seen.amax((1, 2)) - seen.amin((1, 2))) / seen.mean((1, 2))
+    assert (spread > 1.1 * 40 / 120).any(), "more than brightness alone gives"
 
 
 def test_crops_stay_inside_the_image_and_keep_its_range() -> None:
@@ -219,7 +250,15 @@ def test_evaluation_takes_fewer_images_at_once_the_larger_they_are(side: int, ex
 
 @pytest.mark.parametrize(
     "config",
-    [{}, {"augmentation": "flip"}, {"augmentation": "standard"}, {"mixup": 0.4}, {"cutmix": 1.0}, {"resolution": 12}],
+    [
+        {},
+        {"augmentation": "flip"},
+        {"augmentation": "standard"},
+        {"mixup": 0.4},
+        {"cutmix": 1.0},
+        {"resolution": 12},
+        {"training_objective": "self_supervised"},
+    ],
 )
 def test_training_batches_are_channels_last_whatever_is_done_to_them(config: dict[str, Scalar]) -> None:
     assert batches(config).at(0).inputs.is_contiguous(memory_format=torch.channels_last)

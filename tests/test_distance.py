@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from dataclasses import asdict, dataclass
@@ -16,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from images import write_idx
 from numpy.typing import NDArray
+from rich.console import Console
 from scipy.linalg import sqrtm
 from scipy.optimize import linear_sum_assignment, minimize
 from scipy.stats import norm, ortho_group, spearmanr, wasserstein_distance
@@ -24,6 +26,7 @@ from toys import toy_spec
 
 from raystudy.cache import Cache
 from raystudy.cli import _call
+from raystudy.cli.distance import shown
 from raystudy.errors import DataError, SpecError
 from raystudy.findings.transfer import (
     COVARIATES,
@@ -47,6 +50,7 @@ from raystudy.finetune.backbone import Backbone
 from raystudy.finetune.compute import Compute
 from raystudy.finetune.digests import tensors_digest
 from raystudy.finetune.embed import draw, embed
+from raystudy.finetune.source_models import SourceModel, file_digest
 from raystudy.finetune.transfer import KIND, Place, Taking, measure
 from raystudy.spec import StudySpec
 
@@ -399,6 +403,15 @@ def test_a_pair_has_every_measure_and_what_it_was_computed_from() -> None:
             assert closer < farther if kind.closer == "smaller" else closer > farther, kind.name
 
 
+def test_a_backbone_that_never_saw_labels_has_no_leep_and_every_other_measure() -> None:
+    source = Sample.of("s", *labelled(40, 4, 3, signal=3, seed=0))
+    target = Sample.of("n", *labelled(30, 4, 3, signal=3, seed=1))
+    with_head, without = distance(source, target), distance(source, target, has_head=False)
+    assert without.leep is None
+    assert with_head.leep is not None
+    assert {**asdict(without), "leep": with_head.leep} == asdict(with_head)
+
+
 # Features
 
 
@@ -529,6 +542,31 @@ def test_a_pair_is_computed_once_and_again_where_anything_changed(places: list[s
     monkeypatch.setattr("raystudy.finetune.transfer.build_backbone", other_weights)
     assert measured(taking) != first
     assert computed == places
+
+
+def test_under_a_self_supervised_source_model_there_is_no_leep_and_it_is_said_why(places: list[str], tmp_path: Path) -> None:
+    file = tmp_path / "weights"
+    file.write_bytes(b"tiny")
+    with_labels, without = (
+        SourceModel(f"models:/s@c2{end}", "s", "1", "r", "m", "resnet18", file_digest(file), file, what)
+        for end, what in (("", "supervised"), ("-self", "self_supervised"))
+    )
+    sources = {source.address: source for source in (with_labels, without)}
+    source, target, _ = map(Place, places)
+    for _ in range(2):  # the second time from the cache
+        found = measure(source, [target], list(sources), Taking(8), cache_dir=Path("cache"), sources=sources)
+        one, two = (pair.to_dict() for pair in found)
+        assert isinstance(one["leep"], float)
+        assert "absent" not in one
+        assert (two["leep"], list(two["absent"])) == (None, ["leep"])
+        assert two["logme"] == one["logme"]
+        console = Console(width=300, file=io.StringIO())
+        with console.capture() as captured:
+            console.print(shown(found, Taking(8)))
+        lines = captured.get().splitlines()
+        (said,) = [line for line in lines if line.startswith("no LEEP: ")]
+        assert "trained without labels" in said
+        assert [line.split()[-2] == "-" for line in lines if line.startswith("idx:")] == [False, True]
 
 
 def test_a_set_is_closer_to_itself_than_another(places: list[str]) -> None:

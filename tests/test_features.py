@@ -267,7 +267,10 @@ def test_weights_that_belong_to_the_trial_are_not_stored(tmp_path: Path) -> None
     assert shared.cache.entries() == []
 
 
-@pytest.mark.parametrize("change", [{"augmentation": "flip"}, {"mixup": 0.4}, {"cutmix": 1.0}], ids=str)
+SELF: dict[str, Scalar] = {"training_objective": "self_supervised"}
+
+
+@pytest.mark.parametrize("change", [{"augmentation": "flip"}, {"mixup": 0.4}, {"cutmix": 1.0}, SELF], ids=str)
 def test_images_that_change_from_epoch_to_epoch_are_computed_but_validation_reads(
     change: dict[str, Scalar], tmp_path: Path
 ) -> None:

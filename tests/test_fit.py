@@ -17,8 +17,9 @@ from raystudy.factors import FACTORS, Scalar
 from raystudy.finetune.backbone import Backbone
 from raystudy.finetune.batches import Batch, BatchOrder, ImageStore, TrainingBatches
 from raystudy.finetune.compute import Compute
-from raystudy.finetune.fit import Fitter, Length, criterion
+from raystudy.finetune.fit import Fitter, Length
 from raystudy.finetune.model import FineTuneModel, build_classifier
+from raystudy.finetune.objectives import criterion
 from raystudy.finetune.seeds import TrialSeeds
 
 CPU = Compute.choose("cpu")
@@ -82,6 +83,7 @@ CHANGES: dict[str, tuple[Scalar, dict[str, Scalar]]] = {
     "class_imbalance": (5.0, {}),
     "label_noise": (0.3, {}),
     "categories": (2, {}),
+    "training_objective": ("self_supervised", {}),
     "pretrained": (False, {}),
     "seed": (1, {}),
 }
@@ -94,6 +96,7 @@ def test_the_table_of_changes_covers_every_factor() -> None:
         "source",
         "source_categories",
         "source_images_per_category",
+        "source_objective",
         "source_seed",
     }
 

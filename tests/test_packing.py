@@ -202,17 +202,20 @@ def test_the_largest_trial_has_the_least_frozen_and_the_largest_batches() -> Non
             "momentum": {"uniform": [0.8, 0.99], "when": {"optimizer": "sgd"}},
             "mixup": {"uniform": [0.0, 0.4]},
             "cutmix": {"choice": [0.0, 1.0]},
+            "training_objective": {"choice": ["self_supervised", "supervised"]},
         },
     )
     config = largest(spec, space_of(spec))
-    assert {name: config[name] for name in ("batch_size", "frozen_depth", "resolution", "optimizer", "mixup", "cutmix")} == {
+    expected = {
         "batch_size": 128,
         "frozen_depth": 2,
         "resolution": 0,  # 0 is the images' own size, here 32
         "optimizer": "adamw",
         "mixup": 0.4,
         "cutmix": 1.0,
+        "training_objective": "self_supervised",
     }
+    assert {name: config[name] for name in expected} == expected
 
 
 @pytest.mark.parametrize(("depth", "expected"), [({"choice": ["max"]}, N_UNITS), ({"choice": [3, 1, "max"]}, 1)])

@@ -337,6 +337,13 @@ def test_frozen_trials_and_fewer_pixels_are_cheaper() -> None:
     assert seconds(strategy="lp_ft", lp_share=0.5) == pytest.approx((12 + 3) / 2 + 12 + 1)
 
 
+def test_without_labels_there_are_two_views_an_image_and_class_means_of_those_that_are_trained_on() -> None:
+    factors = {"training_objective": {"choice": ["supervised", "self_supervised"]}}
+    time = plan_of(factors, fixed={"batch_size": 10}, probe=made_probe()).time
+    assert time is not None
+    assert (time.fastest_epoch_seconds, time.slowest_epoch_seconds) == (25, 2 * 12 + (120 + 30) / 10 + 1)
+
+
 def test_the_study_takes_at_least_as_long_as_one_whole_trial() -> None:
     plan = plan_of(fixed={"batch_size": 10}, budget={"trials": 2, "epochs": 9}, probe=made_probe())
     assert plan.time is not None

@@ -87,6 +87,42 @@ def test_what_the_file_may_say_besides_comes_through() -> None:
     assert [alias_of(config) for config in preflight.space_of(spec).grid()][:2] == ["c2-i5-s3", "c2-i5-s5"]
 
 
+@pytest.mark.parametrize(
+    ("objective", "factor", "fixed", "aliases"),
+    [
+        ("supervised", None, None, ["c2", "c4"]),
+        ("self_supervised", None, "self_supervised", ["c2", "c4"]),
+        (["self_supervised"], None, "self_supervised", ["c2", "c4"]),
+        (["supervised", "self_supervised"], ("supervised", "self_supervised"), None, ["c2", "c2-self", "c4", "c4-self"]),
+    ],
+)
+def test_source_models_may_be_trained_without_labels(
+    objective: Any, factor: tuple[str, ...] | None, fixed: str | None, aliases: list[str]
+) -> None:
+    plain = {**PRETRAINING, "images_per_category": [0]}
+    spec = preflight.check_pretraining({**plain, "objective": objective})
+    assert (factor and spec.factors["training_objective"].choice) == factor
+    assert spec.fixed.get("training_objective") == fixed
+    assert [alias_of(config) for config in preflight.space_of(spec).grid()] == aliases
+    assert spec.budget.trials == len(aliases)
+    assert (spec.fingerprint == preflight.check_pretraining(plain).fingerprint) == (objective == "supervised")
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"objective": "contrastive"}, "objective[0]: "),
+        ({"objective": ["supervised", "supervised"]}, "objective[1]: supervised is given twice"),
+        ({"objective": []}, "objective: is an empty list, expected one or more names"),
+        ({"fixed": {"training_objective": "supervised"}}, "fixed.training_objective: has a key of its own; write objective at"),
+        ({"objective": "self_supervised", "fixed": {"batch_size": 1}}, "fixed.batch_size: got 1, but training_objective"),
+    ],
+)
+def test_an_objective_that_cannot_be_is_refused(changes: dict[str, Any], expected: str) -> None:
+    (problem,) = problems_of(lambda: preflight.check_pretraining({**PRETRAINING, **changes}))
+    assert problem.startswith(expected)
+
+
 def test_read_study_knows_such_a_file_by_its_keys(tmp_path: Path) -> None:
     file = tmp_path / "shapes.yaml"
     file.write_text(json.dumps(PRETRAINING))
@@ -155,6 +191,7 @@ def test_more_categories_than_classes_are_refused_before_anything_starts() -> No
 )
 def test_an_alias_has_the_categories_and_what_else_varies(parts: tuple[int, ...], expected: str) -> None:
     assert alias(*parts) == expected
+    assert alias(*parts, objective="self_supervised") == f"{expected}-self"
 
 
 def from_sources(**changes: Any) -> dict[str, Any]:
@@ -185,6 +222,11 @@ def test_every_combination_that_a_study_can_ask_for_is_known_beforehand() -> Non
     spec = preflight.check(from_sources(factors=factors, fixed={"source_seed": 1}))
     assert len(spec.backbones) == 2 * 3 * 2
     assert {"models:/shapes@c2-i5-s1", "models:/letters@c6-s1"} <= set(spec.backbones)
+    factors["source_objective"] = {"choice": ["supervised", "self_supervised"]}
+    spec = preflight.check(from_sources(factors=factors, fixed={"source_seed": 1}))
+    assert len(spec.backbones) == 2 * 3 * 2 * 2
+    assert {"models:/shapes@c2-i5-s1", "models:/letters@c6-s1-self"} <= set(spec.backbones)
+    assert "source_objective" in spec.cells
     for config in Space.of(spec).grid():
         assert spec.full_config(config)["backbone"] in spec.backbones
 
@@ -222,6 +264,7 @@ def test_without_pretrained_weights_source_factors_have_no_effect() -> None:
             "factors.source_categories.uniform: source_categories takes whole",
         ),
         ({"factors": {"source_categories": 4}}, "factors.source_categories: got 4"),
+        ({"fixed": {"source": "a", "source_objective": "self"}}, "fixed.source_objective: got 'self', expected one of"),
         ({"fixed": {"source": 5}}, "fixed.source: got 5, expected a name"),
     ],
 )
@@ -263,6 +306,9 @@ def test_provenance_names_the_classes_that_were_drawn_nested() -> None:
     assert set(few["classes_used"]) < set(more["classes_used"])
     assert (few["images_per_category"], few["data"], few["image_size"]) == (5, "sklearn:digits", 32)
     assert training_of(spec, {"categories": 2, "images_per_class": 0}, classes)["images_per_category"] is None
+    assert few["objective"] == "supervised"
+    without = training_of(spec, {"categories": 2, "training_objective": "self_supervised"}, classes)
+    assert without["objective"] == "self_supervised"
 
 
 # Fetching
@@ -279,7 +325,14 @@ class Shelf:
         self._count = 0
 
     def add(
-        self, alias: str, *, name: str = "shapes", card: str = "resnet18", weights: str = "resnet18", extra: bool = True
+        self,
+        alias: str,
+        *,
+        name: str = "shapes",
+        card: str = "resnet18",
+        weights: str = "resnet18",
+        extra: bool = True,
+        objective: str = "",
     ) -> str:
         """Register a model of new weights under an alias; return the run's id."""
         self._count += 1
@@ -292,7 +345,8 @@ class Shelf:
             (target / "MLmodel").write_text("flavors: {}")
             if extra:
                 (files / "model.safetensors").write_bytes(save(tensors, metadata={"raystudy.backbone": weights}))
-                (files / "model.json").write_text(json.dumps(a_card(card)))
+                provenance = {"provenance": {"objective": objective}} if objective else {}
+                (files / "model.json").write_text(json.dumps(a_card(card) | provenance))
 
         model_id = self.store.log_model(self._experiment, run_id, 1, write)
         self.registry.register(name, model_id, run_id, alias)
@@ -331,6 +385,20 @@ def test_a_registered_model_is_fetched_once_and_known_by_its_content(shelf: Shel
     monkeypatch.setattr(Registry, "download", None)
     assert fetch_sources(spec, shelf.uri) == sources
     assert not list(paths.sources().glob(".*")), "nothing half-written is left"
+
+
+def test_what_a_model_was_trained_for_is_read_from_its_card_and_kept(shelf: Shelf) -> None:
+    shelf.add("old")
+    shelf.add("c2", objective="supervised")
+    shelf.add("c2-self", objective="self_supervised")
+    spec = naming("models:/shapes@old", "models:/shapes@c2", "models:/shapes@c2-self")
+    first, again = fetch_sources(spec, shelf.uri), fetch_sources(spec, shelf.uri)
+    assert [source.has_head for source in first.values()] == [True, True, False]
+    assert first == again, "from the folder as from the registry"
+    noted = {address: source.note() for address, source in first.items()}
+    assert fetch_sources(spec, shelf.uri, noted) == first
+    before = {"models:/shapes@old": {key: value for key, value in noted["models:/shapes@old"].items() if key != "objective"}}
+    assert fetch_sources(naming("models:/shapes@old"), shelf.uri, before)["models:/shapes@old"].has_head
 
 
 def test_a_file_with_other_content_is_fetched_again_and_never_trained_on(shelf: Shelf) -> None:
@@ -599,6 +667,9 @@ def command(*arguments: str) -> int:
     return code if isinstance(code, int) else 0
 
 
+ENDS = {"": "supervised", "-self": "self_supervised"}
+
+
 @pytest.mark.slow
 def test_source_models_are_made_and_a_study_begins_with_them(
     tmp_path: Path, home: Path, capsys: pytest.CaptureFixture[str]
@@ -607,13 +678,20 @@ def test_source_models_are_made_and_a_study_begins_with_them(
     file, study = tmp_path / "shapes.yaml", tmp_path / "target.yaml"
     small = {"images_per_category": [4], "seeds": [0], "epochs": 1, "unit": "subset_epoch"}
     fixed = {"learning_rate": 1e-3, "batch_size": 8}
-    file.write_text(json.dumps({**PRETRAINING, **small, "fixed": fixed, "categories": [2, 3]}))
+    file.write_text(
+        json.dumps(
+            {**PRETRAINING, **small, "fixed": fixed, "categories": [2, 3], "objective": ["supervised", "self_supervised"]}
+        )
+    )
     assert command("pretrain", str(file), "--inline", "--json") == 0
     answer = json.loads(capsys.readouterr().out)
     assert [(model["alias"], model["backbone"], model["version"] != "") for model in answer["models"]] == [
         ("c2", "models:/shapes@c2", True),
+        ("c2-self", "models:/shapes@c2-self", True),
         ("c3", "models:/shapes@c3", True),
+        ("c3-self", "models:/shapes@c3-self", True),
     ]
+    assert all(0 <= model["val_accuracy"] <= 1 for model in answer["models"])
     registry = Registry(Store(uri))
     version = registry.find("shapes", alias="c2")
     assert version is not None
@@ -623,6 +701,15 @@ def test_source_models_are_made_and_a_study_begins_with_them(
     card = read_model(registry.download(version, "extra_files", tmp_path / "fetched")).card
     assert (card["provenance"]["data"], card["provenance"]["categories"]) == ("sklearn:digits", 2)
     assert ", ".join(card["provenance"]["classes_used"]) == version.tags["raystudy.classes_used"]
+    unlabelled = registry.find("shapes", alias="c3-self")
+    assert unlabelled is not None
+    assert (version.tags["raystudy.objective"], unlabelled.tags["raystudy.objective"]) == ("supervised", "self_supervised")
+    kept = read_model(registry.download(unlabelled, "extra_files", tmp_path / "unlabelled"))
+    assert kept.card["provenance"]["objective"] == "self_supervised"
+    parts = {name.partition(".")[0] for name in kept.classifier.model.state_dict()}
+    assert parts == {"backbone", "head"}, "no projection"
+    bias = kept.classifier.model.head.bias
+    assert (bias > -1e29).sum() == 3, "the class means of its own categories"
     assert command("pretrain", str(file), "--inline") == 2, "as `raystudy run` of a name that is taken"
     assert "there is a study 'shapes' already" in capsys.readouterr().err
 
@@ -631,22 +718,26 @@ def test_source_models_are_made_and_a_study_begins_with_them(
     target = {
         "name": "target",
         "data": data,
-        "factors": {"pretrained": {"choice": [True, False]}, "source_categories": {"choice": [2, 3], **when}},
+        "factors": {
+            "pretrained": {"choice": [True, False]},
+            "source_categories": {"choice": [2, 3], **when},
+            "source_objective": {"choice": ["supervised", "self_supervised"], **when},
+        },
         "fixed": {**fixed, "source": "shapes", "images_per_class": 2, "frozen_depth": "max"},
-        "budget": {"trials": 3, "epochs": 1, "unit": "subset_epoch"},
+        "budget": {"trials": 5, "epochs": 1, "unit": "subset_epoch"},
         "search": {"sampler": "grid"},
         "early_stopping": "none",
         "keep_models": 1,
     }
     study.write_text(json.dumps(target))
     assert command("run", str(study), "--inline", "--json") == 0
-    assert json.loads(capsys.readouterr().out)["trials"] == {"completed": 3}
+    assert json.loads(capsys.readouterr().out)["trials"] == {"completed": 5}
     record = StudyRecord.fold(read_journal(StudyPaths.of("target").journal))
-    assert set(record.data["sources"]) == {"models:/shapes@c2", "models:/shapes@c3"}
+    noted = {address: note["objective"] for address, note in record.data["sources"].items()}
+    assert noted == {f"models:/shapes@c{n}{end}": what for n in (2, 3) for end, what in ENDS.items()}
     assert [dict(trial.config) for trial in record.trials.values()] == [
-        {"pretrained": True, "source_categories": 2},
-        {"pretrained": True, "source_categories": 3},
+        *({"pretrained": True, "source_categories": n, "source_objective": what} for n in (2, 3) for what in ENDS.values()),
         {"pretrained": False},
     ]
     losses = {trial.last["train_loss"] for trial in record.trials.values()}
-    assert len(losses) == 3, "each begins with other weights"
+    assert len(losses) == 5, "each begins with other weights"

@@ -255,8 +255,9 @@ def test_what_there_is_to_train_on_is_compared_within_where_it_varies_by_levels(
         "dropout": {"choice": [0, 0.5]},
         "categories": {"int": [2, 10]},
         "class_imbalance": {"choice": [1, 10]},
+        "training_objective": {"choice": ["supervised", "self_supervised"]},
     }
-    cells = ("images_per_class", "label_noise", "categories", "class_imbalance")
+    cells = ("images_per_class", "label_noise", "categories", "class_imbalance", "training_objective")
     assert study(factors=varied).cells == cells
     assert study(factors=varied, early_stopping={"within": []}).cells == ()
     continuous = {"data_fraction": {"uniform": [0.1, 1]}, "label_noise": {"uniform": [0, 0.5]}}

@@ -36,6 +36,7 @@ CONFIGS: dict[str, dict[str, Scalar]] = {
     "surgical": {"tuned_unit": 1, "batch_norm": "eval", "clip_grad_norm": 0.5},
     "scratch": {"pretrained": False, "data_fraction": 0.5, "augmentation": "flip"},
     "few": {"images_per_class": 7, "class_imbalance": 4.0, "label_noise": 0.2, "categories": 2},
+    "self": {"training_objective": "self_supervised", "dropout": 0.2, "strategy": "gradual", "lp_share": 0.6},
     "reinit": {"reinit_units": 2, "layer_decay": 0.7, "resolution": 6},
 }
 

@@ -154,10 +154,15 @@ def _table(pairs: list[Pair]) -> Iterator[RenderableType]:
         numbers = [_number(values[measure.name]) for measure in MEASURES]
         table.add_row(pair.target, str(pair.distance.target_images), str(pair.distance.target_classes), *numbers)
     yield table
+    titles = {measure.name: measure.title for measure in MEASURES}
+    for name, why in first.absent.items():
+        yield Text(f"no {titles[name]}: {why}")
 
 
-def _number(value: float) -> str:
+def _number(value: float | None) -> str:
     """Return `value` with three digits after the point, or as many as say something where it is large or very small."""
+    if value is None:
+        return "-"
     if value and not 0.001 <= abs(value) < 1000:
         return f"{value:.2e}" if abs(value) < 0.001 or abs(value) >= 1e6 else f"{value:.0f}"
     return f"{value:.3f}"

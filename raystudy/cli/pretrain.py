@@ -141,6 +141,7 @@ def _examples(spec: StudySpec, models: Sequence[_Model]) -> list[str]:
         "categories": "source_categories",
         "images_per_class": "source_images_per_category",
         "seed": "source_seed",
+        "training_objective": "source_objective",
     }
     factors = [
         f"{names[name]}: {{choice: [{', '.join(map(str, factor.choice or ()))}]}}" for name, factor in spec.factors.items()

@@ -43,7 +43,7 @@ _POINTS, _SAME = 129, 1e-9
 """Values that stand for a part of a factor's distribution, and the difference of encoded values that are the same."""
 _MOST_PAIRS, _MOST_CONDITIONS = 2, 3
 """Interactions that are told as conditions, and levels of the factor that is the condition."""
-_GIVEN = ("data_fraction", "source", "source_categories", "source_images_per_category", "backbone")
+_GIVEN = ("data_fraction", "source", "source_categories", "source_images_per_category", "source_objective", "backbone")
 """What people have rather than choose: in an interaction, the condition."""
 
 

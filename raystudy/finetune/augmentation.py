@@ -17,6 +17,13 @@ _CROP_AREA = (0.08, 1.0)
 _CROP_LOG_RATIO = (math.log(3 / 4), math.log(4 / 3))
 """Area share and aspect ratio of random resized crops, as in Inception's and torchvision's training."""
 
+_JITTER, _HUE = 0.4, 0.1
+"""How far brightness, contrast and saturation go from 1, and hue in turns: SimCLR's strength of 0.5, for small images."""
+_JITTERED, _GREY = 0.8, 0.2
+"""Shares of the images whose colours are changed, and that lose them."""
+_YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
+"""Brightness, and the plane of hue and saturation, as linear functions of red, green and blue (NTSC)."""
+
 
 def augment(images: Tensor, kind: str, generator: torch.Generator) -> Tensor:
     """Return `images` changed at random as the factor `augmentation` says.
@@ -36,6 +43,39 @@ def augment(images: Tensor, kind: str, generator: torch.Generator) -> Tensor:
     grid = functional.affine_grid(transforms.to(images.device), list(images.shape), align_corners=False)
     crops = functional.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
     return crops.contiguous(memory_format=torch.channels_last)
+
+
+def view(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Return a random view of each image, as SimCLR draws them: a crop, perhaps a flip, other colours.
+
+    Colours are changed in one fixed order (brightness, saturation, hue, contrast), and images are not blurred.
+
+    Args:
+        images: float images `(batch, 3, side, side)` of 0 to 255.
+        generator: a CPU generator.
+    """
+    crops = augment(images, "standard", generator)
+    colours, contrast = (drawn.to(images.device) for drawn in _random_colours(len(images), generator))
+    changed = torch.einsum("nij,njhw->nihw", colours, crops)
+    grey = torch.einsum("j,njhw->nhw", torch.tensor(_YIQ[0], device=images.device), changed).mean((1, 2)).view(-1, 1, 1, 1)
+    changed = grey + contrast.view(-1, 1, 1, 1) * (changed - grey)
+    return changed.clamp(0, 255).contiguous(memory_format=torch.channels_last)
+
+
+def _random_colours(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return matrices `(n, 3, 3)` on red, green and blue, and factors `(n,)` on the contrast."""
+    brightness, saturation, contrast = 1 + _JITTER * (2 * torch.rand(3, n, generator=generator) - 1)
+    angle = 2 * math.pi * _HUE * (2 * torch.rand(n, generator=generator) - 1)
+    is_jittered, is_grey = torch.rand(2, n, generator=generator) < torch.tensor([[_JITTERED], [_GREY]])
+    saturation = torch.where(is_grey, 0.0, saturation.where(is_jittered, 1.0))
+    brightness, contrast = brightness.where(is_jittered, 1.0), contrast.where(is_jittered, 1.0)
+    angle = angle.where(is_jittered, 0.0)
+    turn = torch.zeros(n, 3, 3)
+    turn[:, 0, 0] = 1
+    turn[:, 1, 1] = turn[:, 2, 2] = saturation * angle.cos()
+    turn[:, 1, 2], turn[:, 2, 1] = -saturation * angle.sin(), saturation * angle.sin()
+    to_yiq = torch.tensor(_YIQ)
+    return brightness.view(-1, 1, 1) * (torch.linalg.inv(to_yiq) @ turn @ to_yiq), contrast
 
 
 def _random_crops(n: int, generator: torch.Generator) -> Tensor:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raystudy.finetune import gpu_share
-from raystudy.finetune.augmentation import augment, draw_cutmix, draw_mixup
+from raystudy.finetune.augmentation import augment, draw_cutmix, draw_mixup, view
 from raystudy.finetune.compute import Compute
 from raystudy.finetune.hyperparameters import Hyperparameters
 from raystudy.finetune.model import Preprocess
@@ -109,7 +109,7 @@ class Batch:
 
     Attributes:
         inputs: normalised images `(batch, 3, side, side)`, or what the first `depth` units made of them.
-        labels: `(batch,)`.
+        labels: `(batch,)`; of the views that self-supervised training sees, which image each is of.
         partner_labels: the labels of the images mixed in by MixUp or CutMix, `(batch,)`; `labels` itself without.
         weight: the share of `labels` in the target; 1 without MixUp and CutMix.
         depth: how many units the inputs have been through.
@@ -129,7 +129,7 @@ class TrainingBatches:
         store: the images.
         order: which of them each step sees.
         preprocess: resizes and normalises; on the same device as the store's tensors.
-        hyper: says the augmentation, the MixUp and the CutMix.
+        hyper: says the augmentation, the MixUp and the CutMix, or that there are two views of every image instead.
         seeds: augmentation, MixUp and CutMix of a step derive from it and the step.
     """
 
@@ -148,12 +148,20 @@ class TrainingBatches:
             indices = self._order.batch(step)
             labels = self._store.labels(indices)
             return Batch(stored.fetch(indices), labels, labels, 1.0, stored.depth)
-        images, labels = self._store.fetch(self._order.batch(step))
+        indices = self._order.batch(step)
+        images, labels = self._store.fetch(indices)
         images = self._preprocess.resize(images)
+        if self._hyper.is_self_supervised:
+            return self._views(images, torch.from_numpy(indices).to(images.device), step)
         if self._hyper.augmentation != "none":
             generator = torch.Generator().manual_seed(self._seeds.derive(Purpose.AUGMENTATION, step))
             images = augment(images, self._hyper.augmentation, generator)
         return self._mix(self._preprocess.normalize(images), labels, step)
+
+    def _views(self, images: Tensor, numbers: Tensor, step: int) -> Batch:
+        generator = torch.Generator().manual_seed(self._seeds.derive(Purpose.AUGMENTATION, step))
+        views = torch.cat([view(images, generator) for _ in range(2)])
+        return Batch(self._preprocess.normalize(views), numbers.repeat(2), numbers.repeat(2), 1.0)
 
     def _mix(self, images: Tensor, labels: Tensor, step: int) -> Batch:
         hyper = self._hyper

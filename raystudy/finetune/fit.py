@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from raystudy.errors import Diverged
 from raystudy.finetune.batches import Activations, Batch, TrainingBatches
@@ -17,6 +16,7 @@ from raystudy.finetune.compute import Compute
 from raystudy.finetune.freezing import Phase, freeze, phase_at, phases, set_batch_norm_momentum
 from raystudy.finetune.hyperparameters import Hyperparameters
 from raystudy.finetune.model import FineTuneModel
+from raystudy.finetune.objectives import objective_of
 from raystudy.finetune.optim import GroupedOptimizer, StartingPoint, learning_rate_factor, parameter_groups
 from raystudy.finetune.seeds import Purpose, TrialSeeds
 
@@ -63,7 +63,7 @@ class Fitter:
         batches: the training batches, addressed by step.
         hyper: the configuration.
         length: the budget.
-        seeds: dropout in an epoch derives from it and the epoch.
+        seeds: dropout in an epoch derives from it and the epoch, and so do layers that train and that `model` has not.
         compute: the device and the precision.
     """
 
@@ -77,14 +77,15 @@ class Fitter:
         seeds: TrialSeeds,
         compute: Compute,
     ) -> None:
-        self._model = model
+        self._objective = objective_of(model, hyper, seeds)
+        self._network = self._objective.network
         self._batches = batches
         self._hyper = hyper
         self._length = length
         self._seeds = seeds
         self._compute = compute
         self._phases = phases(hyper, model.backbone.info.n_units, length.epochs)
-        self._start = StartingPoint(model, hyper.l2_sp)
+        self._start = StartingPoint(self._network, hyper.l2_sp)
         self._phase = self._phases[0]
         self.optimizer = self._build_optimizer()
         set_batch_norm_momentum(model, hyper.batch_norm_momentum)
@@ -104,7 +105,7 @@ class Fitter:
             Diverged: as soon as a step's loss is not finite.
         """
         phase = self._enter_phase(epoch)
-        freeze(self._model, phase, batch_norm=self._hyper.batch_norm)
+        freeze(self._network, phase, batch_norm=self._hyper.batch_norm)
         # Dropout draws from torch's global generators; seeded here, an epoch does not depend on how it was reached.
         torch.manual_seed(self._seeds.derive(Purpose.DROPOUT, epoch))
         losses = _Losses(epoch, check_every=_GPU_CHECK_STEPS if self._compute.is_gpu else 1)
@@ -118,13 +119,17 @@ class Fitter:
         return TrainedEpoch(mean, self._length.steps_per_epoch * self._hyper.batch_size / seconds)
 
     def state(self) -> dict[str, Tensor]:
-        """Return the optimiser's tensors; the weights are the model's, and all else follows from the epoch."""
-        return self.optimizer.state()
+        """Return the optimiser's tensors and what trains beside the model, whose weights are its own.
+
+        All else follows from the epoch.
+        """
+        return {**self.optimizer.state(), **self._objective.state()}
 
     def load_state(self, state: Mapping[str, Tensor], epoch: int) -> None:
         """Continue from the `state` after `epoch`; the model's weights are the caller's to load."""
         self._enter_phase(epoch)
         self.optimizer.load_state(state)
+        self._objective.load_state(state)
 
     def _enter_phase(self, epoch: int) -> Phase:
         """Make sure that the optimiser holds what trains in `epoch`; parameters that go on training keep their state."""
@@ -137,15 +142,15 @@ class Fitter:
         return phase
 
     def _build_optimizer(self) -> GroupedOptimizer:
-        return GroupedOptimizer(parameter_groups(self._model, self._phase, self._hyper), self._hyper)
+        return GroupedOptimizer(parameter_groups(self._network, self._phase, self._hyper), self._hyper)
 
     def _step(self, batch: Batch, step: int, phase: Phase) -> Tensor:
         """Take one optimiser step; return the loss before it, detached."""
         hyper, optimizer = self._hyper, self.optimizer
         with self._compute.autocast():
-            activation = batch.inputs if batch.depth else self._model.prefix(batch.inputs, phase.prefix_depth)
-            logits = self._model.rest(activation, phase.prefix_depth)
-        loss = criterion(logits.float(), batch, label_smoothing=hyper.label_smoothing)
+            activation = batch.inputs if batch.depth else self._network.prefix(batch.inputs, phase.prefix_depth)
+            outputs = self._network.rest(activation, phase.prefix_depth)
+        loss = self._objective.loss(outputs.float(), batch)
         optimizer.zero_grad()
         loss.backward()
         self._start.add_gradient(optimizer.groups)
@@ -153,15 +158,6 @@ class Fitter:
             nn.utils.clip_grad_norm_(optimizer.parameters.values(), hyper.clip_grad_norm)
         optimizer.step(learning_rate_factor(step, self._length.steps, schedule=hyper.schedule, warmup=hyper.warmup))
         return loss.detach()
-
-
-def criterion(logits: Tensor, batch: Batch, *, label_smoothing: float) -> Tensor:
-    """Return the mean cross entropy, the pair of labels of MixUp and CutMix weighted by their shares."""
-    loss = functional.cross_entropy(logits, batch.labels, label_smoothing=label_smoothing)
-    if batch.weight == 1:
-        return loss
-    partner = functional.cross_entropy(logits, batch.partner_labels, label_smoothing=label_smoothing)
-    return batch.weight * loss + (1 - batch.weight) * partner
 
 
 class _Losses:

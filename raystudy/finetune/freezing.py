@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from raystudy.errors import BackboneError, Problem
 from raystudy.finetune.hyperparameters import Hyperparameters
-from raystudy.finetune.model import FineTuneModel
+from raystudy.finetune.model import Network
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ def phase_at(plan: Sequence[Phase], epoch: int) -> Phase:
     return next(phase for phase in reversed(plan) if phase.first_epoch <= epoch)
 
 
-def check_units(model: FineTuneModel) -> None:
+def check_units(model: Network) -> None:
     """Make sure that every parameter of the backbone belongs to exactly one unit.
 
     Raises:
@@ -118,7 +118,7 @@ def check_units(model: FineTuneModel) -> None:
         raise BackboneError(problems, title=f"backbone {model.backbone.info.name}")
 
 
-def freeze(model: FineTuneModel, phase: Phase, *, batch_norm: str = "train") -> None:
+def freeze(model: Network, phase: Phase, *, batch_norm: str = "train") -> None:
     """Make exactly the units of `phase` and the head trainable, and put every module into the mode it trains in.
 
     Args:
@@ -144,7 +144,7 @@ def set_batch_norm_momentum(model: nn.Module, momentum: float) -> None:
         layer.momentum = momentum
 
 
-def summarize(model: FineTuneModel, phase: Phase) -> FreezeSummary:
+def summarize(model: Network, phase: Phase) -> FreezeSummary:
     """Say which units train in `phase`, with names and parameter counts."""
     rows = [
         UnitSummary(name, _count(unit), index in phase.trained_units)

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 
 from raystudy.data import PreparedData
-from raystudy.factors import PROBE_DEPTH, Scalar
+from raystudy.factors import PROBE_DEPTH, SELF_SUPERVISED, SUPERVISED, Scalar
 from raystudy.finetune.backbone import build_backbone
 from raystudy.finetune.batches import evaluation_batch_size
 from raystudy.finetune.compute import Compute
@@ -161,6 +161,8 @@ def largest(spec: StudySpec, space: Space) -> dict[str, Scalar]:
     chosen["optimizer"] = "adamw" if "adamw" in values["optimizer"] else values["optimizer"][0]
     chosen["frozen_depth"] = _least_frozen(values["frozen_depth"])
     chosen["tuned_unit"] = min(values["tuned_unit"], key=int)  # -1: none, all units train
+    objectives = values["training_objective"]
+    chosen["training_objective"] = SELF_SUPERVISED if SELF_SUPERVISED in objectives else SUPERVISED  # two views an image
     return {**chosen, **HARMLESS}  # `ft` is what the strategies come to in the end
 
 

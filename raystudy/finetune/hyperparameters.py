@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 from rapidfuzz import process
 
 from raystudy.errors import Problem, SpecError
-from raystudy.factors import FACTORS, PROBE_DEPTH, Scalar, defaults
+from raystudy.factors import FACTORS, PROBE_DEPTH, SELF_SUPERVISED, Scalar, defaults
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +45,12 @@ class Hyperparameters:
     class_imbalance: float
     label_noise: float
     categories: int
+    training_objective: Literal["supervised", "self_supervised"]
     pretrained: bool
     source: str
     source_categories: int
     source_images_per_category: int
+    source_objective: Literal["supervised", "self_supervised"]
     source_seed: int
     backbone: str
     seed: int
@@ -88,9 +90,14 @@ class Hyperparameters:
         return resolved
 
     @property
+    def is_self_supervised(self) -> bool:
+        """Whether training sees no labels."""
+        return self.training_objective == SELF_SUPERVISED
+
+    @property
     def sees_stored_images(self) -> bool:
         """Whether training sees each image as it is stored, every time, so that what frozen units make of it is one thing."""
-        return self.augmentation == "none" and self.mixup == 0 and self.cutmix == 0
+        return self.augmentation == "none" and self.mixup == self.cutmix == 0 and not self.is_self_supervised
 
     def as_dict(self) -> dict[str, Scalar]:
         """Return the values by factor name."""

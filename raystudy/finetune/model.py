@@ -1,4 +1,4 @@
-"""The network of a trial: a backbone, dropout and a new linear head; and the same with its preprocessing, for use."""
+"""The network of a trial: a backbone, dropout and a new head; and the same with its preprocessing, for use."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ class BackboneFactory(Protocol):
         """Return a new backbone; random weights, where there are any, come from `seed`."""
 
 
-class FineTuneModel(nn.Module):
-    """Backbone, dropout, head: normalised images `(batch, 3, side, side)` to logits `(batch, n_classes)`.
+class Network(nn.Module):
+    """Backbone, dropout, head: normalised images `(batch, 3, side, side)` to the head's outputs `(batch, n)`.
 
     `forward` is `rest(prefix(images, depth), depth)` for every depth: the cut between the part that is frozen, whose
     output can be computed without gradients (and once for many epochs), and the part that is not.
     """
 
-    def __init__(self, backbone: Backbone, n_classes: int, *, dropout: float = 0.0, head_seed: int = 0) -> None:
+    def __init__(self, backbone: Backbone, head: nn.Module, *, dropout: float = 0.0) -> None:
         super().__init__()
         self.backbone = backbone
         self.dropout = nn.Dropout(dropout)
-        self.head = _new_head(backbone.info.n_features, n_classes, seed=head_seed)
+        self.head = head
 
     def prefix(self, images: Tensor, depth: int) -> Tensor:
         """Run the first `depth` units without recording gradients; depth 0 returns `images`."""
@@ -41,12 +41,23 @@ class FineTuneModel(nn.Module):
             return self.backbone.prefix(images, depth)
 
     def rest(self, activation: Tensor, depth: int) -> Tensor:
-        """Turn the output of the first `depth` units into logits."""
-        return self.head(self.dropout(self.backbone.suffix(activation, depth)))
+        """Turn the output of the first `depth` units into the head's."""
+        outputs: Tensor = self.head(self.dropout(self.backbone.suffix(activation, depth)))
+        return outputs
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the logits `(batch, n_classes)` of normalised images `(batch, 3, side, side)`."""
-        return self.head(self.dropout(self.backbone(images)))
+        """Return the head's outputs `(batch, n)` of normalised images `(batch, 3, side, side)`."""
+        outputs: Tensor = self.head(self.dropout(self.backbone(images)))
+        return outputs
+
+
+class FineTuneModel(Network):
+    """A network that classifies: its head is linear and gives logits `(batch, n_classes)`."""
+
+    head: nn.Linear
+
+    def __init__(self, backbone: Backbone, n_classes: int, *, dropout: float = 0.0, head_seed: int = 0) -> None:
+        super().__init__(backbone, new_linear(backbone.info.n_features, n_classes, seed=head_seed), dropout=dropout)
 
 
 class Preprocess(nn.Module):
@@ -163,10 +174,10 @@ def _starting_backbone(hyper: Hyperparameters, side: int, seeds: TrialSeeds, bui
     return backbone
 
 
-def _new_head(n_features: int, n_classes: int, *, seed: int) -> nn.Linear:
+def new_linear(n_in: int, n_out: int, *, seed: int) -> nn.Linear:
     """Return a linear layer as torch initialises it, but from `seed` instead of the global generator, and no bias."""
-    head = nn.utils.skip_init(nn.Linear, n_features, n_classes)
-    bound = 1 / math.sqrt(n_features)
-    nn.init.uniform_(head.weight, -bound, bound, generator=torch.Generator().manual_seed(seed))
-    nn.init.zeros_(head.bias)
-    return head
+    layer = nn.utils.skip_init(nn.Linear, n_in, n_out)
+    bound = 1 / math.sqrt(n_in)
+    nn.init.uniform_(layer.weight, -bound, bound, generator=torch.Generator().manual_seed(seed))
+    nn.init.zeros_(layer.bias)
+    return layer

@@ -17,6 +17,7 @@ import torch
 
 import raystudy
 from raystudy.errors import InputError, Problem
+from raystudy.factors import SELF_SUPERVISED, SUPERVISED
 from raystudy.finetune.model import Classifier
 
 FILE_NAME = "model.json"
@@ -95,6 +96,17 @@ class Recipe:
             mean=tuple(map(float, inside["mean"])),
             std=tuple(map(float, inside["std"])),
         )
+
+
+def read_objective(folder: Path) -> str:
+    """Return what the model in `folder` was trained for, by its model.json, which `Recipe.read` has found to be whole.
+
+    Cards that say nothing are of models from before there was a choice: supervised.
+    """
+    card = json.loads((folder / FILE_NAME).read_text(encoding="utf-8"))
+    provenance = card.get("provenance")
+    objective = provenance.get("objective") if isinstance(provenance, Mapping) else None
+    return SELF_SUPERVISED if objective == SELF_SUPERVISED else SUPERVISED
 
 
 def describe(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from raystudy.finetune.freezing import Phase
 from raystudy.finetune.hyperparameters import Hyperparameters
-from raystudy.finetune.model import FineTuneModel
+from raystudy.finetune.model import Network
 
 _STEP_MILESTONES = (0.3, 0.6, 0.9)
 _STEP_DROP = 0.1
@@ -43,7 +43,7 @@ class ParameterGroup:
     decays: bool
 
 
-def parameter_groups(model: FineTuneModel, phase: Phase, hyper: Hyperparameters) -> tuple[ParameterGroup, ...]:
+def parameter_groups(model: Network, phase: Phase, hyper: Hyperparameters) -> tuple[ParameterGroup, ...]:
     """Put every parameter that trains in `phase` into one group, first unit first, head last.
 
     The last unit learns at `learning_rate`, each unit before it at `layer_decay` times the rate of the next, the head at
@@ -160,7 +160,7 @@ class StartingPoint:
         strength: the penalty is `strength / 2` times the squared distance; 0 copies nothing and does nothing.
     """
 
-    def __init__(self, model: FineTuneModel, strength: float) -> None:
+    def __init__(self, model: Network, strength: float) -> None:
         self._strength = strength
         self._weights = {
             name: parameter.detach().clone()

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from raystudy.data import PreparedData, Splits
-from raystudy.factors import PROBE_DEPTH, Scalar
+from raystudy.factors import PROBE_DEPTH, SUPERVISED, Scalar
 from raystudy.finetune.backbone import Backbone, build_backbone
 from raystudy.finetune.checkpoint import Row
 from raystudy.finetune.compute import Compute
@@ -228,7 +228,7 @@ def _measure(bench: _Bench, backbone: Backbone, batch_size: int, depths: tuple[i
 
 def _harmless(typical: Mapping[str, Scalar]) -> dict[str, Scalar]:
     """Return the configuration changed so that every step of the probe computes the same and nothing diverges."""
-    return {**typical, **HARMLESS, "tuned_unit": -1, "data_fraction": 1.0}
+    return {**typical, **HARMLESS, "tuned_unit": -1, "data_fraction": 1.0, "training_objective": SUPERVISED}
 
 
 def measuring_plan(spec: StudySpec, config: Mapping[str, Scalar], compute: Compute, *, epochs: int) -> TrialPlan:

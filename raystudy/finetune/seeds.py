@@ -17,6 +17,7 @@ class Purpose(StrEnum):
 
     BACKBONE = "backbone"
     HEAD = "head"
+    PROJECTION = "projection"
     ORDER = "order"
     AUGMENTATION = "augmentation"
     MIXUP = "mixup"

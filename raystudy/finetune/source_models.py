@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from raystudy.errors import BackboneError, Problem
+from raystudy.factors import SELF_SUPERVISED, SUPERVISED
 
 _BLOCK_BYTES = 1 << 20
 
@@ -29,6 +30,7 @@ class SourceModel:
         architecture: of its backbone.
         digest: SHA-256 of its weights, in hex.
         file: the weights, on storage that every node of the study sees.
+        objective: what it was trained for, `supervised` or `self_supervised`.
     """
 
     address: str
@@ -39,6 +41,12 @@ class SourceModel:
     architecture: str
     digest: str
     file: Path
+    objective: str = SUPERVISED
+
+    @property
+    def has_head(self) -> bool:
+        """Whether it was trained to classify."""
+        return self.objective != SELF_SUPERVISED
 
     @property
     def backbone(self) -> str:
@@ -60,7 +68,7 @@ class SourceModel:
 
     def note(self) -> dict[str, str]:
         """Return what the journal keeps, so that a resume has the same version."""
-        names = ("name", "version", "run_id", "model_id", "architecture", "digest")
+        names = ("name", "version", "run_id", "model_id", "architecture", "digest", "objective")
         return {name: str(getattr(self, name)) for name in names}
 
 

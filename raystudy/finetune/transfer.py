@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,9 @@ from raystudy.spec import StudySpec
 
 KIND = "distance"
 """The kind of these entries of the cache."""
+
+NO_HEAD = "the backbone was trained without labels: it has no classifier for which a head fitted to the source could stand in"
+"""Why there is no LEEP under a self-supervised source model."""
 
 _VERSION = 1
 """Of what is computed: another number forgets all that was kept."""
@@ -80,6 +83,7 @@ class Pair:
         backbone: what the features are from.
         image_size: side in pixels of the images that were decoded for it.
         distance: the measures.
+        absent: why those that have no value have none, by name.
     """
 
     source: str
@@ -87,6 +91,7 @@ class Pair:
     backbone: BackboneInfo
     image_size: int
     distance: Distance
+    absent: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def parameters(self) -> int:
@@ -103,6 +108,7 @@ class Pair:
             "parameters": self.parameters,
             "image_size": self.image_size,
             **asdict(self.distance),
+            **({"absent": dict(self.absent)} if self.absent else {}),
         }
 
 
@@ -142,14 +148,17 @@ def measure(
     places = list(dict.fromkeys([source, *targets]))
     check(places, backbones, taking)
     compute, cache = Compute.choose(taking.device, "float32"), Cache(cache_dir)
-    build = builder_with(sources or {}, build_backbone)
-    opened = [_open(name, places, taking, cache_dir, say, build) for name in backbones]
+    sources = sources or {}
+    build = builder_with(sources, build_backbone)
+    headless = {name for name, source in sources.items() if not source.has_head}
+    opened = [_open(name, places, taking, cache_dir, say, build, has_head=name not in headless) for name in backbones]
     pairs = []
     for features in (_Features(one, taking, compute, say) for one in opened):
         for target in targets:
             found = _kept(cache, features, source, target)
             info = features.opened.backbone.info
-            pairs.append(Pair(source.source, target.source, info, features.opened.image_size, found))
+            absent = {} if features.opened.has_head else {"leep": NO_HEAD}
+            pairs.append(Pair(source.source, target.source, info, features.opened.image_size, found, absent))
     return pairs
 
 
@@ -182,11 +191,12 @@ def _problems(check_name: Callable[[str], None], name: str) -> Iterator[Problem]
 
 @dataclass(frozen=True, slots=True)
 class _Opened:
-    """A backbone, and the images of all places as it sees them."""
+    """A backbone, whether it was trained to classify, and the images of all places as it sees them."""
 
     backbone: Backbone
     image_size: int
     data: dict[Place, PreparedData]
+    has_head: bool
 
 
 def _open(
@@ -196,6 +206,8 @@ def _open(
     cache_dir: Path,
     say: Callable[[str], None],
     build: BackboneFactory,
+    *,
+    has_head: bool,
 ) -> _Opened:
     say(f"reading {name}")
     side = taking.resolution or taking.image_size or None
@@ -213,7 +225,7 @@ def _open(
             seed=taking.seed,
             cache_dir=cache_dir,
         )
-    return _Opened(backbone, size, data)
+    return _Opened(backbone, size, data, has_head)
 
 
 class _Features:
@@ -250,6 +262,7 @@ class _Features:
             [taking.resolution, taking.per_class, taking.seed],
             # Another device or version rounds differently.
             [self.compute.device.type, torch.__version__, version("scikit-learn"), version("scipy")],
+            *([] if self.opened.has_head else ["no head"]),
         ]
         return hashlib.sha256(json.dumps(document).encode()).hexdigest()[:40]
 
@@ -258,9 +271,9 @@ def _kept(cache: Cache, features: _Features, source: Place, target: Place) -> Di
     def build(writer: Writer) -> None:
         samples = features.of(source), features.of(target)
         features.say(f"distance from {source.source} to {target.source}")
-        values = asdict(distance(*samples, seed=features.taking.seed))
+        values = asdict(distance(*samples, seed=features.taking.seed, has_head=features.opened.has_head))
         writer.column("measure", pa.array(list(values)))
-        writer.column("value", pa.array([float(value) for value in values.values()], pa.float64()))
+        writer.column("value", pa.array([None if value is None else float(value) for value in values.values()], pa.float64()))
 
     about = {"source": source.source, "target": target.source, "backbone": features.opened.backbone.info.name}
     return _read(cache.open_or_build(KIND, features.key(source, target), build, about=about))
@@ -269,5 +282,5 @@ def _kept(cache: Cache, features: _Features, source: Place, target: Place) -> Di
 def _read(entry: Entry) -> Distance:
     names, values = (entry.batch.column(name).to_pylist() for name in ("measure", "value"))
     by_name = dict(zip(names, values, strict=True))
-    counts = {field.name for field in fields(Distance) if field.type in (int, "int")}
+    counts = {one.name for one in fields(Distance) if one.type in (int, "int")}
     return Distance(**{name: int(value) if name in counts else value for name, value in by_name.items()})

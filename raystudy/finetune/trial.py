@@ -38,6 +38,7 @@ from raystudy.finetune.freezing import check_units, trainable_units
 from raystudy.finetune.hyperparameters import Hyperparameters
 from raystudy.finetune.metrics import Evaluation, evaluate
 from raystudy.finetune.model import BackboneFactory, Classifier, FineTuneModel, build_classifier, build_model
+from raystudy.finetune.nearest_mean import fit_nearest_mean
 from raystudy.finetune.prefixes import Prefixes, Sharing, Split
 from raystudy.finetune.readouts_trial import ReadOuts, StartingWeights, starting_weights
 from raystudy.finetune.seeds import TrialSeeds
@@ -258,6 +259,9 @@ class TrialRun:
         stored, stored_validation = self._stored(parts, depth)
         started = time.perf_counter()
         trained = parts.fitter.train(epoch, stored)
+        if self.hyper.is_self_supervised:
+            images = evaluation_batches(parts.store, self._subset, batch_size=self._evaluation_batch_size)
+            fit_nearest_mean(parts.classifier, images, compute=self.compute)
         scores = self._validate(parts, stored_validation)
         row = {
             "epoch": epoch,

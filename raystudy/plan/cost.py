@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from raystudy.factors import PROBE_DEPTH, Scalar
+from raystudy.factors import PROBE_DEPTH, SELF_SUPERVISED, Scalar
 from raystudy.plan.contents import CostPlan, Forecast, TimePlan
 from raystudy.space import Space
 from raystudy.spec import StudySpec
@@ -141,7 +141,8 @@ def _cost(spec: StudySpec, work: _Work, forecast: Forecast, room: Room) -> CostP
 def epoch_seconds(config: Mapping[str, Scalar], spec: StudySpec, probe: Probe, counts: Counts) -> float:
     """Return how long an epoch of a trial takes, in seconds: training, validation and checkpoint.
 
-    Steps are taken to cost in proportion to their images and to the pixels of an image.
+    Steps are taken to cost in proportion to their images and to the pixels of an image. Self-supervised ones see two views of
+    each image, and class means are taken of all training images, as fast as validation goes; speeds are supervised ones.
     """
     speed = probe.speed(str(config["backbone"]))
     side = float(config["resolution"]) or spec.data.image_size
@@ -150,7 +151,11 @@ def epoch_seconds(config: Mapping[str, Scalar], spec: StudySpec, probe: Probe, c
     depth = _depth(config, speed.n_units)
     steps = steps_per_epoch(counts.train, batch_size, float(config["data_fraction"]), unit=spec.budget.unit)
     training = steps * _step_seconds(config, depth, speed) * batch_size / probe.batch_size
-    validation = counts.validation / speed.validation_images_per_second
+    evaluated = float(counts.validation)
+    if config["training_objective"] == SELF_SUPERVISED:
+        training *= 2
+        evaluated += math.ceil(counts.train * float(config["data_fraction"]))
+    validation = evaluated / speed.validation_images_per_second
     return (training + validation) * pixels + speed.save_seconds(depth)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from raystudy.errors import Problem
-from raystudy.factors import FACTORS, PROBE_DEPTH, FactorInfo, Scalar
+from raystudy.factors import FACTORS, PROBE_DEPTH, SELF_SUPERVISED, FactorInfo, Scalar
 from raystudy.spec.factor import Factor
 from raystudy.spec.messages import nearest, number_hint
 from raystudy.spec.sections import METRICS
@@ -32,6 +32,7 @@ def check_study(sections: Sections) -> list[Problem]:
         _check_factors,
         _check_conditions,
         _check_fixed,
+        _check_objective_of_training,
         _check_budget,
         _check_search,
         _check_points,
@@ -199,6 +200,21 @@ def _check_fixed(sections: Sections) -> Iterator[Problem]:
             yield Problem(f"fixed.{name}", "unknown factor", nearest(name, FACTORS))
         elif refusal := FACTORS[name].refusal(value):
             yield Problem(f"fixed.{name}", refusal, _intention(value, FACTORS[name]))
+
+
+def _check_objective_of_training(sections: Sections) -> Iterator[Problem]:
+    """Refuse batches of one image where images are told from one another."""
+    factors, fixed = sections.get("factors", {}), sections.get("fixed", {})
+    varying = factors.get("training_objective")
+    objectives = (fixed.get("training_objective"),) if varying is None else varying.choice or ()
+    if SELF_SUPERVISED not in objectives:
+        return
+    what, accepted = f"training_objective: {SELF_SUPERVISED} tells the images of a batch from one another", "at least 2"
+    if fixed.get("batch_size") == 1:
+        yield Problem("fixed.batch_size", f"got 1, but {what}", accepted)
+    sizes = factors.get("batch_size")
+    if sizes is not None and 1 in (sizes.choice if sizes.choice is not None else sizes.bounds[:1]):
+        yield Problem("factors.batch_size", f"may be 1, but {what}", accepted)
 
 
 def _check_budget(sections: Sections) -> Iterator[Problem]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
 
 from raystudy.errors import Problem, SpecError
-from raystudy.factors import Scalar
+from raystudy.factors import SELF_SUPERVISED, SUPERVISED, Scalar
 from raystudy.spec.load import parse_sections
 from raystudy.spec.sections import DataSection, ResourcesSection
 from raystudy.spec.study import NAME_PATTERN, StudySpec
@@ -18,6 +18,7 @@ _OWN = {
     "categories": "categories",
     "images_per_class": "images_per_category",
     "seed": "seeds",
+    "training_objective": "objective",
     "pretrained": "pretrained",
     "backbone": "backbone",
 }
@@ -26,8 +27,10 @@ _PLACES = {
     "factors.categories.choice": "categories",
     "factors.images_per_class.choice": "images_per_category",
     "factors.seed.choice": "seeds",
+    "factors.training_objective.choice": "objective",
     "fixed.images_per_class": "images_per_category[0]",
     "fixed.seed": "seeds[0]",
+    "fixed.training_objective": "objective[0]",
     "fixed.pretrained": "pretrained",
     "budget.epochs": "epochs",
     "budget.unit": "unit",
@@ -35,13 +38,17 @@ _PLACES = {
 }
 """Where the file says what the study says there."""
 
+_LISTS = ("categories", "images_per_category", "seeds", "objective")
+"""The keys whose every combination is a model."""
+
 Categories = Annotated[StrictInt, Field(ge=2, le=1_000_000)]
 Images = Annotated[StrictInt, Field(ge=0, le=1_000_000)]
 Seed = Annotated[StrictInt, Field(ge=0, le=2**31 - 1)]
+Objective = Literal["supervised", "self_supervised"]
 
 
 class PretrainSpec(BaseModel):
-    """Source models: every combination of categories, images per category and seeds, each trained to the end."""
+    """Source models: every combination of categories, images per category, seeds and objectives, each trained to the end."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -52,6 +59,7 @@ class PretrainSpec(BaseModel):
     categories: tuple[Categories, ...]
     images_per_category: tuple[Images, ...] = Field(default=(0,), description="numbers of training images a class; 0: all")
     seeds: tuple[Seed, ...] = Field(default=(0,), description="replicates")
+    objective: tuple[Objective, ...] = Field(default=(SUPERVISED,), description="what they are trained for, one or both")
     epochs: StrictInt = Field(ge=1, le=100_000)
     unit: Literal["epoch", "subset_epoch"] = "epoch"
     subset_seed: Seed = Field(default=0, description="fixes which classes and which images are drawn")
@@ -70,11 +78,13 @@ def compile_study(data: Any) -> tuple[dict[str, Any], list[Problem]]:
 
     The study is whole where nothing is wrong; otherwise it has what can be checked all the same.
     """
+    if isinstance(data, Mapping) and isinstance(data.get("objective"), str):
+        data = {**data, "objective": [data["objective"]]}
     sections, problems = parse_sections(data, PretrainSpec)
     if not isinstance(data, Mapping) or not data:
         return {}, problems
     problems += [problem for check in (_check_lists, _check_fixed) for problem in check(sections)]
-    varying: dict[str, list[int]] = {"categories": list(sections.get("categories") or (2,))}
+    varying: dict[str, list[Any]] = {"categories": list(sections.get("categories") or (2,))}
     single: dict[str, Scalar] = {"pretrained": sections.get("pretrained", False)}
     for factor in ("images_per_class", "seed"):
         values = list(sections.get(_OWN[factor]) or (0,))
@@ -82,6 +92,12 @@ def compile_study(data: Any) -> tuple[dict[str, Any], list[Problem]]:
             varying[factor] = values
         else:
             single[factor] = values[0]
+    # Left out where it is what it is without being said: files from before it could be said stand for the same study.
+    objectives = list(sections.get("objective") or (SUPERVISED,))
+    if len(objectives) > 1:
+        varying["training_objective"] = objectives
+    elif objectives == [SELF_SUPERVISED]:
+        single["training_objective"] = SELF_SUPERVISED
     number = _count(sections)
     study: dict[str, Any] = {
         name: data[name] for name in ("name", "data", "backbone", "resources", "tracking_uri") if name in data
@@ -131,16 +147,16 @@ def _place_in_file(where: str) -> str:
 
 def _count(sections: Mapping[str, Any]) -> int:
     number = 1
-    for key in ("categories", "images_per_category", "seeds"):
+    for key in _LISTS:
         number *= max(1, len(sections.get(key) or (0,)))
     return number
 
 
 def _check_lists(sections: Mapping[str, Any]) -> Iterator[Problem]:
-    for key in ("categories", "images_per_category", "seeds"):
-        values: Sequence[int] | None = sections.get(key)
+    for key in _LISTS:
+        values: Sequence[Scalar] | None = sections.get(key)
         if values == ():
-            yield Problem(key, "is an empty list, expected one or more numbers")
+            yield Problem(key, f"is an empty list, expected one or more {'names' if key == 'objective' else 'numbers'}")
         for index, value in enumerate(values or ()):
             if values and value in values[:index]:
                 yield Problem(f"{key}[{index}]", f"{value} is given twice")

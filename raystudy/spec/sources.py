@@ -1,7 +1,8 @@
 """Source models as factors: how their versions are called, and which of them a study asks for.
 
-`raystudy pretrain` registers each model under an alias made of its configuration (`c4-i200-s1`); a study names them by the
-factors `source`, `source_categories`, `source_images_per_category` and `source_seed`, which come to the same alias.
+`raystudy pretrain` registers each model under an alias made of its configuration (`c4-i200-s1`, and `-self` at the end of one
+that was trained without labels); a study names them by the factors `source`, `source_categories`, `source_images_per_category`,
+`source_seed` and `source_objective`, which come to the same alias.
 """
 
 from __future__ import annotations
@@ -13,31 +14,35 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from raystudy.errors import Problem
-from raystudy.factors import Scalar
+from raystudy.factors import SELF_SUPERVISED, SUPERVISED, Scalar
 from raystudy.spec.factor import Factor
 
 SOURCE, CATEGORIES, IMAGES, SEED = "source", "source_categories", "source_images_per_category", "source_seed"
-PARTS = (SOURCE, CATEGORIES, IMAGES, SEED)
+OBJECTIVE = "source_objective"
+PARTS = (SOURCE, CATEGORIES, IMAGES, SEED, OBJECTIVE)
 """The factors that name a source model together, in the order in which its address has them."""
 
-ALIAS_PARTS = ("categories", "images_per_class", "seed")
+ALIAS_PARTS = ("categories", "images_per_class", "seed", "training_objective")
 """The factors of a pretraining study of which aliases are made."""
 
 NO_SEED = -1
 MOST_SOURCES = 200
+_OBJECTIVES = {SUPERVISED: "", SELF_SUPERVISED: "-self"}
 _SCHEME = "models:/"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
-def alias(categories: int, images: int = 0, seed: int = NO_SEED) -> str:
+def alias(categories: int, images: int = 0, seed: int = NO_SEED, objective: str = SUPERVISED) -> str:
     """Return what a source model is called among those of its name.
 
     Args:
         categories: how many classes it was trained on; always a part of the alias.
         images: of each; 0: all there were, which is no part of it.
         seed: no part of it where it is -1.
+        objective: what it was trained for; no part of it where that is its labels.
     """
-    return f"c{categories}" + (f"-i{images}" if images else "") + (f"-s{seed}" if seed != NO_SEED else "")
+    parts = (f"-i{images}" if images else "", f"-s{seed}" if seed != NO_SEED else "", _OBJECTIVES[objective])
+    return f"c{categories}{''.join(parts)}"
 
 
 def alias_of(config: Mapping[str, Scalar]) -> str:
@@ -46,7 +51,8 @@ def alias_of(config: Mapping[str, Scalar]) -> str:
     Args:
         config: the trial's active factors: what does not vary is no part of the alias, but for the categories.
     """
-    return alias(int(config["categories"]), int(config.get("images_per_class", 0)), int(config.get("seed", NO_SEED)))
+    images, seed = int(config.get("images_per_class", 0)), int(config.get("seed", NO_SEED))
+    return alias(int(config["categories"]), images, seed, str(config.get("training_objective", SUPERVISED)))
 
 
 def is_registered(backbone: str) -> bool:
@@ -54,9 +60,11 @@ def is_registered(backbone: str) -> bool:
     return backbone.startswith(_SCHEME)
 
 
-def address(source: Scalar, categories: Scalar, images: Scalar = 0, seed: Scalar = NO_SEED) -> str:
+def address(
+    source: Scalar, categories: Scalar, images: Scalar = 0, seed: Scalar = NO_SEED, objective: Scalar = SUPERVISED
+) -> str:
     """Return the address that the values of the source factors stand for."""
-    return f"{_SCHEME}{source}@{alias(int(categories), int(images), int(seed))}"
+    return f"{_SCHEME}{source}@{alias(int(categories), int(images), int(seed), str(objective))}"
 
 
 def addresses(factors: Mapping[str, Factor], fixed: Mapping[str, Scalar]) -> tuple[str, ...]:
@@ -139,7 +147,7 @@ def _check_levels(factors: Mapping[str, Factor], fixed: Mapping[str, Scalar], pl
 
 def _levels(factors: Mapping[str, Factor], fixed: Mapping[str, Scalar]) -> list[Sequence[Scalar]]:
     """Return the values of each of `PARTS`."""
-    absent: Mapping[str, Scalar] = {SOURCE: "", CATEGORIES: 0, IMAGES: 0, SEED: NO_SEED}
+    absent: Mapping[str, Scalar] = {SOURCE: "", CATEGORIES: 0, IMAGES: 0, SEED: NO_SEED, OBJECTIVE: SUPERVISED}
     return [_values(factors[name]) if name in factors else (fixed.get(name, absent[name]),) for name in PARTS]
 
 

@@ -138,8 +138,8 @@ class StudySpec(BaseModel):
         """The factors within whose levels ASHA compares.
 
         What `within` says, else those about the source and about what there is to train on: data_fraction, images_per_class,
-        class_imbalance, label_noise and categories. Those that have levels, that is: no two trials share a value of a
-        continuous one, and nothing would be compared.
+        class_imbalance, label_noise, categories and training_objective. Those that have levels, that is: no two trials share a
+        value of a continuous one, and nothing would be compared.
         """
         if self.early_stopping.within is not None:
             return self.early_stopping.within

@@ -31,6 +31,7 @@ def training_of(spec: StudySpec, config: Mapping[str, Scalar], classes: Sequence
         "categories": number or len(classes),
         "classes_used": [classes[label] for label in sorted(labels)],
         "images_per_category": int(full["images_per_class"]) or None,
+        "objective": str(full["training_objective"]),
         "data_fraction": float(full["data_fraction"]),
         "seed": int(full["seed"]),
         "epochs": spec.budget.epochs,

@@ -19,6 +19,7 @@ from typing import Any
 
 from raystudy import paths
 from raystudy.errors import BackboneError, InputError, Problem, UnreachableError
+from raystudy.factors import SUPERVISED
 from raystudy.finetune.names import BACKBONE_KEY, check_backbone, near_misses
 from raystudy.finetune.source_models import SourceModel, Sources, file_digest
 from raystudy.finetune.weight_files import check_weight_file, read_metadata
@@ -144,7 +145,9 @@ def _fetched(asked: _Asked, version: Version, registry: Registry) -> SourceModel
 
 
 def _download(version: Version, registry: Registry) -> dict[str, str]:
-    """Fetch the weights of a version; return their digest and architecture."""
+    """Fetch the weights of a version; return their digest, their architecture and what they were trained for."""
+    from raystudy.finetune.model_card import read_objective
+
     if missing := {names.MODEL_WEIGHTS, names.MODEL_CARD} - registry.files(version, names.MODEL_EXTRAS):
         files = " and no ".join(sorted(missing))
         what = f"(version {version.number}) was not made by raystudy: it has no {files} in {names.MODEL_EXTRAS}"
@@ -159,7 +162,8 @@ def _download(version: Version, registry: Registry) -> dict[str, str]:
             raise BackboneError(Problem("", what, "train it again"))
         digest = file_digest(weights)
         _keep(weights, _weights(digest))
-    return {"digest": digest, "architecture": architecture}
+        objective = read_objective(folder)
+    return {"digest": digest, "architecture": architecture, "objective": objective}
 
 
 def _architecture(folder: Path) -> str:
@@ -223,6 +227,7 @@ def _from_note(address: str, note: Note) -> SourceModel:
         architecture=note["architecture"],
         digest=note["digest"],
         file=_weights(note["digest"]),
+        objective=note.get("objective", SUPERVISED),  # journals from before there was another
     )
 
 
@@ -237,11 +242,12 @@ def _read_index(path: Path) -> dict[str, str] | None:
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
         digest, architecture = str(about["digest"]), str(about["architecture"])
+        objective = str(about.get("objective", SUPERVISED))
     except (OSError, ValueError, LookupError, TypeError):
         return None
     if not _DIGEST.fullmatch(digest) or not _is_whole(_weights(digest), digest):
         return None
-    return {"digest": digest, "architecture": architecture}
+    return {"digest": digest, "architecture": architecture, "objective": objective}
 
 
 def _is_whole(path: Path, digest: str) -> bool:

@@ -59,7 +59,7 @@ class Distance:
         a_distance_error: its standard error.
         squared_mmd: unbiased, around 0 for equal distributions.
         frechet: squared, in squared units of the features.
-        leep: of the target's labels by a linear head fitted to the source, in nats per image.
+        leep: of the target's labels by a linear head fitted to the source, in nats per image; None where there is no head.
         logme: of the target's labels, in nats per image; does not depend on the source.
         source_images: in the source's sample; likewise `target_images`.
         source_classes: in the source's sample; likewise `target_classes`.
@@ -72,7 +72,7 @@ class Distance:
     a_distance_error: float
     squared_mmd: float
     frechet: float
-    leep: float
+    leep: float | None
     logme: float
     source_images: int
     target_images: int
@@ -81,13 +81,15 @@ class Distance:
     compared_images: int
 
 
-def distance(source: Sample, target: Sample, *, seed: int = 0) -> Distance:
+def distance(source: Sample, target: Sample, *, seed: int = 0, has_head: bool = True) -> Distance:
     """Measure a pair.
 
     Args:
         source: features and labels of the source.
         target: of the target, from the same backbone.
         seed: of the images that are drawn where a measure takes at most `MOST_COMPARED`, and of A-distance's halves.
+        has_head: whether the backbone was trained to classify. One that was trained without labels has no classifier for which
+            a head fitted to the source could stand in, so that there is no LEEP.
 
     Raises:
         DataError: the features have different widths.
@@ -105,7 +107,7 @@ def distance(source: Sample, target: Sample, *, seed: int = 0) -> Distance:
         a_distance_error=apart.standard_error,
         squared_mmd=squared_mmd(*few),
         frechet=frechet_distance(source.features, target.features),
-        leep=leep(head_probabilities(source, target.features), target.labels),
+        leep=leep(head_probabilities(source, target.features), target.labels) if has_head else None,
         logme=logme(target.features, target.labels),
         source_images=len(source.labels),
         target_images=len(target.labels),
