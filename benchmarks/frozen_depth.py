@@ -37,9 +37,9 @@ from raystudy.factors import Scalar
 from raystudy.finetune.backbone import Backbone, build_backbone
 from raystudy.finetune.batches import Batch, ImageStore
 from raystudy.finetune.compute import Compute
-from raystudy.finetune.fit import criterion
 from raystudy.finetune.freezing import Phase, freeze
 from raystudy.finetune.model import FineTuneModel, build_classifier
+from raystudy.finetune.objectives import criterion
 from raystudy.finetune.optim import GroupedOptimizer, parameter_groups
 from raystudy.finetune.prefixes import Sharing
 from raystudy.finetune.trial import TrialPlan, TrialRun

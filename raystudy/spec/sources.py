@@ -32,7 +32,7 @@ _SCHEME = "models:/"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
-def alias(categories: int, images: int = 0, seed: int = NO_SEED, objective: str = SUPERVISED) -> str:
+def alias(categories: int, images: int = 0, seed: int = NO_SEED, *, objective: str = SUPERVISED) -> str:
     """Return what a source model is called among those of its name.
 
     Args:
@@ -52,7 +52,7 @@ def alias_of(config: Mapping[str, Scalar]) -> str:
         config: the trial's active factors: what does not vary is no part of the alias, but for the categories.
     """
     images, seed = int(config.get("images_per_class", 0)), int(config.get("seed", NO_SEED))
-    return alias(int(config["categories"]), images, seed, str(config.get("training_objective", SUPERVISED)))
+    return alias(int(config["categories"]), images, seed, objective=str(config.get("training_objective", SUPERVISED)))
 
 
 def is_registered(backbone: str) -> bool:
@@ -64,7 +64,7 @@ def address(
     source: Scalar, categories: Scalar, images: Scalar = 0, seed: Scalar = NO_SEED, objective: Scalar = SUPERVISED
 ) -> str:
     """Return the address that the values of the source factors stand for."""
-    return f"{_SCHEME}{source}@{alias(int(categories), int(images), int(seed), str(objective))}"
+    return f"{_SCHEME}{source}@{alias(int(categories), int(images), int(seed), objective=str(objective))}"
 
 
 def addresses(factors: Mapping[str, Factor], fixed: Mapping[str, Scalar]) -> tuple[str, ...]:
