@@ -81,18 +81,18 @@ def outputs(classifier: Classifier, data: PreparedData, indices: np.ndarray) -> 
         return classifier.model.backbone(classifier.preprocess(images)), classifier(images)
 
 
-def test_the_head_gives_the_likelihoods_of_gaussians_around_the_class_means() -> None:
+def test_the_head_is_the_softmax_of_squared_distances_to_the_class_means() -> None:
     data = tiny_data()
     classifier = fitted(data)
     train, labels = data.splits.train, torch.from_numpy(data.labels[data.splits.train])
     features, _ = outputs(classifier, data, train)
     means = torch.stack([features[labels == label].mean(0) for label in range(3)])
-    variance = (features - means[labels]).square().mean()
+    variance = (features - means[labels]).square().sum(1).mean()
     seen, logits = outputs(classifier, data, data.splits.validation)
     distances = torch.cdist(seen, means)
     assert logits.argmax(1).tolist() == distances.argmin(1).tolist()
     expected = (-distances.square() / (2 * variance)).log_softmax(1)
-    assert torch.allclose(logits.log_softmax(1), expected, rtol=1e-3, atol=1e-2)
+    assert torch.allclose(logits.log_softmax(1), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_class_without_images_is_never_the_answer() -> None:

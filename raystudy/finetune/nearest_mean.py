@@ -1,12 +1,14 @@
 """The head of a self-supervised trial: the nearest class mean (Mensink et al. 2013), as a linear layer.
 
 Notation: f features (d,); m_c the mean of the features of class c's training images; m the mean of the m_c; v the mean squared
-distance of a training image's features to its own class mean, over d. Under a Gaussian around each m_c with the variance v in
-every direction, and equally frequent classes, the log probability of c is, up to what all classes share,
+distance of a training image's features to its own class mean. The probabilities are the softmax of -|f - m_c|^2 / (2 v), that
+is, but for what all classes share, of
 
     (a_c . f - a_c . m - |a_c|^2 / 2) / v    with a_c = m_c - m,
 
-which is linear in f and largest for the nearest m_c. v has no say in which that is; it makes the cross entropy a likelihood.
+which is linear in f and largest for the nearest m_c. v has no say in which that is. It makes the cross entropy independent of
+the scale of the features; as the variance of a Gaussian it would have to be divided by d, and with features that are far from
+independent that is so sure of itself that losses are in the hundreds (measured: 333 after an epoch of EfficientNet-lite0).
 """
 
 from __future__ import annotations
@@ -57,7 +59,7 @@ def _as_linear(counts: Tensor, sums: Tensor, squares: Tensor) -> tuple[Tensor, T
     there = counts > 0
     means = sums / counts.clamp(min=1)[:, None]
     within = squares - (counts[:, None] * means.square()).sum()
-    variance = (within / (counts.sum() * sums.shape[1])).clamp(min=_LEAST_VARIANCE)
+    variance = (within / counts.sum()).clamp(min=_LEAST_VARIANCE)
     centre = means[there].mean(0)
     offsets = torch.where(there[:, None], means - centre, 0.0)
     bias = -(offsets @ centre + offsets.square().sum(1) / 2) / variance
