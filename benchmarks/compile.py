@@ -35,9 +35,9 @@ from torch import Tensor
 from raystudy.cache import Cache
 from raystudy.finetune.backbone import build_backbone
 from raystudy.finetune.batches import Batch, ImageStore
-from raystudy.finetune.fit import criterion
 from raystudy.finetune.freezing import Phase, freeze
 from raystudy.finetune.model import build_classifier
+from raystudy.finetune.objectives import criterion
 from raystudy.finetune.optim import GroupedOptimizer, parameter_groups
 
 

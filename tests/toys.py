@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from raystudy.factors import Scalar
-from raystudy.records import Event, StudyRecord, StudyResumed, StudyStarted, TrialEnded, TrialRecord, TrialState
+from raystudy.records import Event, Observer, StudyRecord, StudyResumed, StudyStarted, TrialEnded, TrialRecord, TrialState
 from raystudy.search.director import Director
 from raystudy.search.inline import run_inline
 from raystudy.search.worker import Worker
@@ -224,12 +224,14 @@ def resumed(spec: StudySpec, history: Sequence[Event]) -> list[Event]:
     return [*history, StudyResumed(history[-1].time + 1000, spec.to_dict(), "0.1.0")]
 
 
-def direct(spec: StudySpec, history: Sequence[Event] = (), *, clock: Clock | None = None) -> tuple[Director, list[Event]]:
+def direct(
+    spec: StudySpec, history: Sequence[Event] = (), *, clock: Clock | None = None, observers: Sequence[Observer] = ()
+) -> tuple[Director, list[Event]]:
     """Return a director, and the journal that it appends to, which begins with `history`."""
     journal = [*history] or [started(spec)]
     clock = clock or Clock(journal[-1].time)
     director = Director(
-        spec, Space.of(spec, n_units=N_UNITS), append=journal.append, history=tuple(journal), observers=(), now=clock
+        spec, Space.of(spec, n_units=N_UNITS), append=journal.append, history=tuple(journal), observers=observers, now=clock
     )
     return director, journal
 

@@ -16,6 +16,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from raystudy.factors import PROBE_DEPTH, Scalar
+from raystudy.finetune.hyperparameters import Hyperparameters
 
 PASSED_MOST = 16
 """How often later trials may be preferred to one that waits."""
@@ -43,20 +44,19 @@ class Prefix:
 
 def prefix_of(config: Mapping[str, Scalar]) -> Prefix | None:
     """Return what a trial with these hyperparameters reads if it is stored; None where nothing could be."""
-    changes = config.get("augmentation", "none") != "none" or bool(config.get("mixup", 0.0))
-    if changes or not config.get("pretrained", True) or config.get("reinit_units", 0):
+    hyper = Hyperparameters.from_config(config)
+    if not hyper.sees_stored_images or not hyper.pretrained or hyper.reinit_units:
         return None
-    depth = _depth(config)
+    depth = _depth(hyper)
     kind = tuple(config.get(name) for name in _DEPENDS_ON)
-    return Prefix(kind, depth, float(config.get("data_fraction", 1.0))) if depth > 0 else None
+    return Prefix(kind, depth, hyper.data_fraction) if depth > 0 else None
 
 
-def _depth(config: Mapping[str, Scalar]) -> int:
+def _depth(hyper: Hyperparameters) -> int:
     """Return how many units are frozen to begin with."""
-    tuned, frozen = int(config.get("tuned_unit", -1)), config.get("frozen_depth", 0)
-    if frozen == PROBE_DEPTH or config.get("strategy", "ft") != "ft":
+    if hyper.frozen_depth == PROBE_DEPTH or hyper.strategy != "ft":
         return _DEEPER_THAN_ANY
-    return tuned if tuned >= 0 else int(frozen)
+    return hyper.tuned_unit if hyper.tuned_unit >= 0 else int(hyper.frozen_depth)
 
 
 class Holdings:

@@ -102,7 +102,12 @@ def test_a_grid_that_is_used_up_ends_the_study() -> None:
 
 def test_a_used_up_time_budget_ends_the_study() -> None:
     spec = toy_spec(budget={"trials": 50, "epochs": 4, "hours": 1}, early_stopping="none")
-    director, _ = direct(spec, clock=Clock(START, step=20.0))
+    clock = Clock(START, step=0.0)  # that goes on by itself would run through the hour before anything comes up
+
+    def reported(event: Event) -> None:
+        clock.now += 60.0 * isinstance(event, Reported)
+
+    director, _ = direct(spec, clock=clock, observers=[reported])
     assert run_on_tune(director, ToyTrainer(4), slots(2)) is StudyState.COMPLETED
     assert director.record.reason == "the time budget of 1 hours is used up"
     assert len(director.record.trials) < 50
