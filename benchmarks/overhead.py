@@ -23,7 +23,6 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from bisect import bisect_left
@@ -34,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from processes import processor_time, scratch
 
 WARM_UP_TRIALS = 50
 
@@ -80,6 +80,7 @@ class Cost:
         wall: seconds of the whole process.
         trials: seconds of the trials.
         after: seconds from the last trial to the end of the process.
+        busy: processor seconds of all its processes, Ray's and the MLflow writer's included.
         driver_mib: resident memory of the driver's process at the last report, in MiB.
         growth_kib: by how much that grew per report, in KiB.
     """
@@ -87,6 +88,7 @@ class Cost:
     wall: float
     trials: float
     after: float
+    busy: float
     driver_mib: float
     growth_kib: float
 
@@ -255,22 +257,24 @@ def run_plain(shape: Shape) -> dict[str, float]:
     return {"trials": took, "ended": ended, **growth(samples, reported)}
 
 
-def measure(way: str, shape: Shape, folder: str) -> Cost:
+def measure(way: str, shape: Shape, folder: Path) -> Cost:
     """Run one way in a fresh process."""
     environment = {**os.environ, "RAYSTUDY_HOME": f"{folder}/home", "PLAIN_STORAGE": f"{folder}/plain"}
     environment.pop("MLFLOW_TRACKING_URI", None)
     numbers = ("--trials", str(shape.trials), "--reports", str(shape.reports), "--slots", str(shape.slots))
     command = [sys.executable, __file__, "--way", way, *numbers, "--sampler", shape.sampler]
     started = time.perf_counter()
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    with processor_time(folder) as used:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     wall, now = time.perf_counter() - started, time.time()
     if done.returncode:
         raise SystemExit(f"{way} failed:\n{done.stderr[-3000:]}")
     answer = json.loads(done.stdout.splitlines()[-1])
-    return Cost(wall=wall, after=now - answer.pop("ended"), **answer)
+    busy = sum(samples[-1][1] for samples in used.values())
+    return Cost(wall=wall, after=now - answer.pop("ended"), busy=busy, **answer)
 
 
-def measure_pair(shape: Shape, folder: str, title: str) -> tuple[Cost, Cost]:
+def measure_pair(shape: Shape, folder: Path, title: str) -> tuple[Cost, Cost]:
     """Run both ways, plain Tune first, and print the figures."""
     plain, ours = measure("plain", shape, folder), measure("raystudy", shape, folder)
     per = "trial" if shape.reports == 1 else "report"
@@ -278,6 +282,7 @@ def measure_pair(shape: Shape, folder: str, title: str) -> tuple[Cost, Cost]:
         f"{title}: plain Tune {plain.wall:6.2f} s (trials {plain.trials:6.2f} s)   "
         f"raystudy {ours.wall:6.2f} s (trials {ours.trials:6.2f} s, after {ours.after:6.2f} s)   "
         f"ratio {ours.wall / plain.wall:.2f} (trials {ours.trials / plain.trials:.2f})   "
+        f"processor time {plain.busy:.1f} and {ours.busy:.1f} s   "
         f"driver {plain.driver_mib:.0f} and {ours.driver_mib:.0f} MiB, "
         f"{plain.growth_kib:+.1f} and {ours.growth_kib:+.1f} KiB a {per}",
         flush=True,
@@ -285,7 +290,7 @@ def measure_pair(shape: Shape, folder: str, title: str) -> tuple[Cost, Cost]:
     return plain, ours
 
 
-def compare(shape: Shape, pairs: int, folder: str) -> float:
+def compare(shape: Shape, pairs: int, folder: Path) -> float:
     """Measure in alternation, print every figure, and return the median ratio of whole processes."""
     print(f"{shape}, {pairs} pairs, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     measured = [measure_pair(shape, folder, f"pair {pair + 1}") for pair in range(pairs)]
@@ -319,7 +324,7 @@ def main() -> None:
         took = {"raystudy": run_raystudy, "plain": run_plain}[options.way](shapes[0])
         print(json.dumps(took))
         return
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch() as folder:
         # It fills the file cache and creates the local MLflow database, once per machine; it does not count.
         measure_pair(Shape(min(WARM_UP_TRIALS, shapes[0].trials), 1, options.slots, options.sampler), folder, "warm-up")
         ratios = [compare(shape, options.pairs, folder) for shape in shapes]

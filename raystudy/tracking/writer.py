@@ -267,7 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     answer = _own_stdout()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    own_process()
+    own_process(options.tracking_uri)
     paths = StudyPaths(options.root)
     patience = float(os.environ.get(PATIENCE_VARIABLE, _PATIENCE_S))
     pipe = DriverPipe(sys.stdin.fileno())

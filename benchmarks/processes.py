@@ -1,0 +1,86 @@
+"""The processes of a benchmark: how much processor time they take, and that none of them is left behind.
+
+A study's MLflow writer lives on when its driver dies, to finish what it has begun, and so it should. A benchmark that is
+stopped (`timeout`, Ctrl-C, SIGKILL) must not leave such processes and their files behind. So a guard, a process in a session of
+its own, waits for the end of a pipe that only the benchmark holds. Then it kills the processes that have this run's folder
+in the environment variable `RAYSTUDY_BENCHMARK`, which processes hand on to those that they start, and deletes the folder.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+
+from raystudy.cluster.processes import alive, marked
+
+MARK = "RAYSTUDY_BENCHMARK"
+_ROUNDS = 100
+_PAUSE_S = 0.1
+_SAMPLE_S = 0.5
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """Give a folder, which is deleted afterwards; every process that is started meanwhile is ended, however this one ends."""
+    folder = Path(tempfile.mkdtemp(prefix="raystudy-benchmark-"))
+    guard = subprocess.Popen([sys.executable, __file__, str(folder)], stdin=subprocess.PIPE, start_new_session=True)
+    os.environ[MARK] = str(folder)
+    try:
+        yield folder
+    finally:
+        del os.environ[MARK]
+        guard.communicate()
+
+
+def clear(folder: Path) -> None:
+    """Kill the processes of `folder`, and those that they may start meanwhile; delete it."""
+    for _ in range(_ROUNDS):
+        left = [process for process in marked(MARK, str(folder)) if alive(process)]
+        if not left:
+            break
+        for process in left:
+            with suppress(psutil.Error):
+                process.kill()
+        time.sleep(_PAUSE_S)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+Used = Mapping[int, list[tuple[float, float]]]
+"""Of each process by its id: (seconds since 1970, processor seconds so far), twice a second."""
+
+
+@contextmanager
+def processor_time(folder: Path) -> Iterator[Used]:
+    """Gather the processor time of the processes started within `scratch`, while the context lasts."""
+    used: dict[int, list[tuple[float, float]]] = {}
+    over = threading.Event()
+
+    def gather() -> None:
+        while not over.wait(_SAMPLE_S):
+            for process in marked(MARK, str(folder)):
+                with suppress(psutil.Error):  # it has just ended
+                    times = process.cpu_times()
+                    used.setdefault(process.pid, []).append((time.time(), times.user + times.system))
+
+    thread = threading.Thread(target=gather, daemon=True)
+    thread.start()
+    try:
+        yield used
+    finally:
+        over.set()
+        thread.join()
+
+
+if __name__ == "__main__":
+    sys.stdin.buffer.read()  # until the benchmark has ended, or is dead
+    clear(Path(sys.argv[1]))
