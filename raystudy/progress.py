@@ -17,7 +17,17 @@ from rich.text import Text
 
 from raystudy.event_lines import event_to_text
 from raystudy.factors import Scalar
-from raystudy.records import Decided, Event, Reported, StudyEnded, StudyRecord, TrialEnded, TrialRecord, TrialState
+from raystudy.records import (
+    Decided,
+    Event,
+    Reported,
+    StudyEnded,
+    StudyRecord,
+    TrialEnded,
+    TrialRecord,
+    TrialResumed,
+    TrialState,
+)
 from raystudy.spec import StudySpec
 from raystudy.watcher import Watcher
 
@@ -35,6 +45,8 @@ STATE_STYLES: Mapping[str, str] = {
 
 
 _REFRESH_S = 0.25
+_COST_FACTOR = 20
+"""A snapshot of thousands of trials takes tens of milliseconds: it is taken so rarely that this is a twentieth of the time."""
 
 
 def duration(seconds: float) -> str:
@@ -98,9 +110,6 @@ class Snapshot:
     def of(cls, record: StudyRecord, spec: StudySpec, started: float, done_before: int) -> Snapshot:
         """Take a snapshot; `done_before` trials were over before the driver began at `started`."""
         over = sum(trial.state.is_over for trial in record.trials.values())
-        here = over - done_before
-        rest = max(0, spec.budget.trials - over)  # a resume may have lowered the budget
-        left = (time.time() - started) / here * rest if here > 0 else None
         return cls(
             name=spec.name,
             metric=spec.metric,
@@ -111,23 +120,64 @@ class Snapshot:
             rungs=_rungs(record, spec),
             best=_best(record, spec),
             started=started,
-            seconds_left=left,
+            seconds_left=_seconds_left(spec, over, started, done_before),
         )
 
 
+def _seconds_left(spec: StudySpec, over: int, started: float, done_before: int) -> float | None:
+    here = over - done_before
+    rest = max(0, spec.budget.trials - over)  # a resume may have lowered the budget
+    return (time.time() - started) / here * rest if here > 0 else None
+
+
 def _best(record: StudyRecord, spec: StudySpec) -> Best | None:
-    sign = 1.0 if spec.mode == "max" else -1.0
     scored = [
-        (sign * score, -trial.number, trial)
-        for trial in record.trials.values()
-        if (trial.state.ranks or trial.state is TrialState.RUNNING)
-        and (score := trial.best_value(spec.metric, spec.mode)) is not None
+        (rank, trial) for trial in record.trials.values() if _may_lead(trial) and (rank := _rank(trial, spec)) is not None
     ]
-    if not scored:
-        return None
-    score, _, trial = max(scored, key=lambda row: row[:2])
+    return _as_best(max(scored, key=lambda row: row[0])[1], spec) if scored else None
+
+
+def _may_lead(trial: TrialRecord) -> bool:
+    return trial.state.ranks or trial.state is TrialState.RUNNING
+
+
+def _rank(trial: TrialRecord, spec: StudySpec) -> tuple[float, int] | None:
+    """Return what the best trial has most of, of equals the earlier one; None without a report."""
+    score = trial.best_value(spec.metric, spec.mode)
+    return None if score is None else (score if spec.mode == "max" else -score, -trial.number)
+
+
+def _as_best(trial: TrialRecord, spec: StudySpec) -> Best:
     epoch = trial.best_epoch(spec.metric, spec.mode) or 0
-    return Best(trial.trial_id, sign * score, epoch, trial.state.value, configuration(trial.config))
+    score = trial.reports[epoch].metrics[spec.metric]
+    return Best(trial.trial_id, score, epoch, trial.state.value, configuration(trial.config))
+
+
+class Lead:
+    """The best trial so far, kept up event by event: to look through all trials at the end of each costs their square.
+
+    Attributes:
+        best: None before the first report.
+    """
+
+    def __init__(self, record: StudyRecord, spec: StudySpec) -> None:
+        """Look through what there is; `record` goes on growing."""
+        self._record, self._spec = record, spec
+        self._look_through()
+
+    def take(self, event: Event) -> None:
+        """Take notice of an event that is in the record already."""
+        if isinstance(event, (Reported, TrialResumed)):
+            trial = self._record.trials[event.trial_id]
+            rank = _rank(trial, self._spec)
+            if rank is not None and (self._rank is None or rank >= self._rank):
+                self.best, self._rank = _as_best(trial, self._spec), rank
+        elif isinstance(event, TrialEnded) and self.best is not None and event.trial_id == self.best.trial_id:
+            self._look_through()
+
+    def _look_through(self) -> None:
+        self.best = _best(self._record, self._spec)
+        self._rank = _rank(self._record.trials[self.best.trial_id], self._spec) if self.best is not None else None
 
 
 def _rungs(record: StudyRecord, spec: StudySpec) -> tuple[Rung, ...]:
@@ -210,7 +260,7 @@ class LiveProgress(Watcher):
         """Draw on `console`."""
         self._console, self._drawing = console, Drawing()
         self._live = Live(self._drawing, console=console, refresh_per_second=1 / _REFRESH_S)
-        self._taken = 0.0
+        self._next = 0.0
         self._director: Director | None = None
         self._started = time.time()
         self._done_before = 0
@@ -231,9 +281,9 @@ class LiveProgress(Watcher):
         if self._director is None or not isinstance(event, (Reported, TrialEnded, Decided, StudyEnded)):
             return
         now = time.monotonic()
-        if now - self._taken > _REFRESH_S or isinstance(event, StudyEnded):
-            self._taken = now
+        if now > self._next or isinstance(event, StudyEnded):
             self._drawing.snapshot = Snapshot.of(self._director.record, self._director.spec, self._started, self._done_before)
+            self._next = now + max(_REFRESH_S, _COST_FACTOR * (time.monotonic() - now))
 
     def end(self) -> None:
         """Leave the table as it is."""
@@ -248,7 +298,7 @@ class PlainProgress(Watcher):
         self._console = console
         self._director: Director | None = None
         self._started = time.time()
-        self._done_before = 0
+        self._over = self._done_before = 0
 
     def say(self, text: str) -> None:
         """Print a line."""
@@ -258,7 +308,8 @@ class PlainProgress(Watcher):
         """Say what begins."""
         spec = director.spec
         self._director, self._started = director, time.time()
-        self._done_before = sum(trial.state.is_over for trial in director.record.trials.values())
+        self._over = self._done_before = sum(trial.state.is_over for trial in director.record.trials.values())
+        self._lead = Lead(director.record, spec)
         rungs = ", ".join(map(str, director.asha.rungs)) or "none"
         self.say(f"{spec.name}: {spec.budget.trials} trials of up to {spec.budget.epochs} epochs, rungs at {rungs}")
 
@@ -266,20 +317,23 @@ class PlainProgress(Watcher):
         """Print trials that end."""
         if self._director is None:
             return
+        self._lead.take(event)
         if isinstance(event, TrialEnded):
+            self._over += event.state.is_over
             self._trial_line(self._director.record.trials[event.trial_id])
         elif isinstance(event, StudyEnded):
             self.say(f"study {event.state.value}" + (f": {event.reason}" if event.reason else ""))
 
     def _trial_line(self, trial: TrialRecord) -> None:
         assert self._director is not None
-        snapshot = Snapshot.of(self._director.record, self._director.spec, self._started, self._done_before)
-        score = trial.last.get(snapshot.metric)
-        scored = "" if score is None else f", {snapshot.metric} {score:.4f}"
+        spec, lead = self._director.spec, self._lead.best
+        seconds_left = _seconds_left(spec, self._over, self._started, self._done_before)
+        score = trial.last.get(spec.metric)
+        scored = "" if score is None else f", {spec.metric} {score:.4f}"
         reason = f" ({trial.reason})" if trial.reason else ""
-        left = "" if snapshot.seconds_left is None else f", about {duration(snapshot.seconds_left)} left"
-        best = f"; best {snapshot.best.score:.4f} ({snapshot.best.trial_id})" if snapshot.best else ""
-        place = f"[{snapshot.over}/{snapshot.trials}] {trial.trial_id}"
+        left = "" if seconds_left is None else f", about {duration(seconds_left)} left"
+        best = f"; best {lead.score:.4f} ({lead.trial_id})" if lead else ""
+        place = f"[{self._over}/{spec.budget.trials}] {trial.trial_id}"
         self.say(f"{place} {trial.state.value} after epoch {trial.epochs}{scored}{reason}{best}{left}")
 
 

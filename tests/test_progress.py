@@ -14,6 +14,7 @@ from raystudy.errors import NotFoundError
 from raystudy.paths import StudyPaths
 from raystudy.progress import (
     Drawing,
+    Lead,
     LiveProgress,
     PlainProgress,
     Snapshot,
@@ -23,7 +24,7 @@ from raystudy.progress import (
     event_line,
     value,
 )
-from raystudy.records import Event, StudyRecord, StudyState, TrialEnded, TrialStarted, TrialState
+from raystudy.records import Event, StudyRecord, StudyState, TrialEnded, TrialResumed, TrialStarted, TrialState
 from raystudy.search.director import Director
 from raystudy.search.inline import run_inline
 from raystudy.search.worker import Worker
@@ -123,6 +124,29 @@ def test_a_running_trial_may_be_the_best_so_far_a_diverged_one_never() -> None:
     best = Snapshot.of(director.record, SPEC, START, 0).best
     assert best is not None
     assert (best.trial_id, best.score, best.state) == (running.trial_id, 0.5, "running")
+
+
+@pytest.mark.parametrize("metric", ["val_accuracy", "val_loss"])
+def test_the_lead_kept_event_by_event_is_what_a_look_through_all_trials_finds(metric: str) -> None:
+    """Also when the leading trial diverges, which gives the lead back to another, and after an interruption."""
+    spec = toy_spec(objective={"metric": metric}, budget={"trials": 12, "epochs": 4})
+    director, journal = direct(spec)
+    run_on(director, ToyTrainer(4, {3: "nan"}, at_epoch=2), trials=6)
+    leading = director.next_trial()
+    assert leading is not None
+    director.report(leading.trial_id, {"epoch": 1, "val_accuracy": 2.0, "val_loss": -1.0})
+    director.end(leading.trial_id, TrialState.DIVERGED, "val_loss is nan")
+    director.request_stop("interrupted")
+    director.finish()
+    record = StudyRecord()
+    lead, seen = Lead(record, spec), []
+    for event in [*journal, *(TrialResumed(START, trial.trial_id) for trial in director.record.trials.values())]:
+        record.apply(event)
+        lead.take(event)
+        assert lead.best == Snapshot.of(record, spec, START, 0).best
+        seen.append(lead.best and lead.best.trial_id)
+    assert leading.trial_id in seen[:-1]
+    assert len(set(seen)) > 2
 
 
 def test_the_time_left_goes_by_the_trials_of_this_driver(monkeypatch: pytest.MonkeyPatch) -> None:
