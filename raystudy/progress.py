@@ -163,6 +163,8 @@ class Lead:
     def __init__(self, record: StudyRecord, spec: StudySpec) -> None:
         """Look through what there is; `record` goes on growing."""
         self._record, self._spec = record, spec
+        self.best: Best | None = None
+        self._rank: tuple[float, int] | None = None
         self._look_through()
 
     def take(self, event: Event) -> None:
