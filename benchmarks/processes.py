@@ -26,7 +26,7 @@ from raystudy.cluster.processes import alive, marked
 MARK = "RAYSTUDY_BENCHMARK"
 _ROUNDS = 100
 _PAUSE_S = 0.1
-_SAMPLE_S = 0.5
+_SAMPLE_S = 1.0
 
 
 @contextmanager
@@ -56,7 +56,7 @@ def clear(folder: Path) -> None:
 
 
 Used = Mapping[int, list[tuple[float, float]]]
-"""Of each process by its id: (seconds since 1970, processor seconds so far), twice a second."""
+"""Of each process by its id: (seconds since 1970, processor seconds so far), once a second."""
 
 
 @contextmanager

@@ -15,7 +15,9 @@ from collections.abc import Mapping
 import numpy as np
 import optuna
 from numpy.typing import NDArray
+from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
+from optuna.search_space import IntersectionSearchSpace
 
 from raystudy.factors import PROBE_DEPTH, Scalar
 from raystudy.records import TrialState
@@ -46,6 +48,23 @@ def explores(number: int, startup_trials: int, share: float) -> bool:
     return later >= 0 and math.floor((later + 1) * share) > math.floor(later * share)
 
 
+class _Tpe(TPESampler):
+    """TPE with a search space that outlives it: found anew for every proposal, it costs the square of the trials."""
+
+    def __init__(self, space: IntersectionSearchSpace, *, seed: int, n_startup_trials: int) -> None:
+        super().__init__(seed=seed, n_startup_trials=n_startup_trials)
+        self._kept_space = space
+
+    def infer_relative_search_space(
+        self,
+        study: optuna.Study,
+        trial: optuna.trial.FrozenTrial,  # noqa: ARG002
+    ) -> dict[str, BaseDistribution]:
+        """Return the factors that all trials so far have had in common."""
+        found = self._kept_space.calculate(study, use_cache=True)
+        return {name: distribution for name, distribution in found.items() if not distribution.single()}
+
+
 class Sampler:
     """Proposes configurations and learns from trials."""
 
@@ -55,6 +74,7 @@ class Sampler:
         self._spec, self._space = spec, space
         self._trials: dict[str, optuna.Trial] = {}
         self._sobol: NDArray[np.float64] = np.empty((0, len(space.dimensions)))
+        self._common_space = IntersectionSearchSpace(include_pruned=True)
         self._grid, self._grid_points = space.grid(), list[dict[str, Scalar]]()
         direction = "maximize" if spec.mode == "max" else "minimize"
         self.study = optuna.create_study(direction=direction, sampler=RandomSampler(seed=0))
@@ -104,7 +124,7 @@ class Sampler:
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             match self._spec.search.sampler:
                 case "tpe":
-                    return TPESampler(seed=seed, n_startup_trials=startup)
+                    return _Tpe(self._common_space, seed=seed, n_startup_trials=startup)
                 case "gp":
                     return GPSampler(seed=seed, n_startup_trials=max(startup, 1), deterministic_objective=False)
                 case _:
