@@ -9,6 +9,7 @@ import optuna
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from optuna.samplers import TPESampler
 from scipy.stats import qmc
 from toys import N_UNITS, toy_spec
 
@@ -221,6 +222,27 @@ def test_tpe_starts_to_learn_after_the_startup_trials() -> None:
 
 def test_tpe_without_startup_trials_proposes_from_the_first_one_on() -> None:
     assert len(proposals(sampler("tpe", startup=0), 4)) == 4
+
+
+def test_tpe_keeps_the_space_that_one_which_begins_anew_would_find() -> None:
+    """Whatever order trials end in, and whichever conditions and outcomes they have."""
+    asked, ends = sampler("tpe", startup=2), random.Random(1)
+    running: list[str] = []
+    spaces: set[tuple[str, ...]] = set()
+    for number in range(40):
+        asked.propose(number, f"t{number}")
+        running.append(f"t{number}")
+        if isinstance(asked.study.sampler, TPESampler):
+            trial = asked.study.trials[-1]
+            found, anew = (one.infer_relative_search_space(asked.study, trial) for one in (asked.study.sampler, TPESampler()))
+            assert found == anew
+            spaces.add(tuple(found))
+        while len(running) > ends.randrange(6):
+            trial_id = running.pop(ends.randrange(len(running)))
+            state = ends.choice([TrialState.COMPLETED, TrialState.PRUNED, TrialState.FAILED])
+            asked.report(trial_id, 1, 0.5)
+            asked.tell(trial_id, state, 0.5)
+    assert len(spaces) > 1
 
 
 def test_a_third_of_the_later_trials_is_left_to_chance() -> None:
