@@ -41,7 +41,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-READY_TIMEOUT_S = 60.0
+READY_TIMEOUT_S = 180.0
+"""For a store that is slow, such as a new database on a busy machine; one that does not answer is known much sooner."""
 DRAIN_TIMEOUT_S = 600.0
 
 
