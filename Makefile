@@ -49,6 +49,7 @@ torture: $(READY)
 
 benchmarks: $(READY)
 	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/trial_time.py
 
 multifaceted: $(READY)
 	$(BIN)/python benchmarks/multifaceted.py

@@ -32,7 +32,6 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -40,6 +39,7 @@ from pathlib import Path
 from typing import Any
 
 from points import Point
+from processes import scratch
 from stock import Job
 
 UNITS = 18
@@ -377,8 +377,8 @@ def main() -> None:
     if asked.smoke:
         asked.images, asked.trials, asked.epochs = 200, 3, 2
     study = Study(**{part.name: getattr(asked, part.name) for part in fields(Study)})
-    with tempfile.TemporaryDirectory(prefix="study-speed-") as folder:
-        images = Path(folder) / "images"
+    with scratch() as folder:
+        images = folder / "images"
         write_images(images, study.images)
         size = statistics.mean(path.stat().st_size for path in images.rglob("*.jpg")) / 1024
         print(
@@ -386,7 +386,7 @@ def main() -> None:
             f"{study.slots} at a time, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
             flush=True,
         )
-        pairs = [measure_pair(study, images, Path(folder), number + 1) for number in range(asked.pairs)]
+        pairs = [measure_pair(study, images, folder, number + 1) for number in range(asked.pairs)]
     if asked.smoke:
         print("a smoke run judges nothing")
     else:

@@ -17,7 +17,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import urllib.error
@@ -26,6 +25,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from processes import scratch
 
 EPOCHS_PER_TRIAL = 9
 
@@ -124,9 +125,9 @@ def main() -> None:
     parser.add_argument("--away", type=float, default=30)
     options = parser.parse_args()
     seconds = options.epoch_ms / 1000
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch() as folder:
         os.environ["RAYSTUDY_HOME"] = f"{folder}/home"
-        server = Server(Path(folder))
+        server = Server(folder)
         server.start()
         try:
             calm, _ = run_study("calm", server, options.epochs, seconds)
