@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import psutil
+import pytest
 from processes import MARK
 
 from raystudy.cluster.processes import alive
@@ -22,6 +23,7 @@ with scratch() as folder:
 """
 
 
+@pytest.mark.slow
 def test_a_killed_benchmark_leaves_nothing_behind() -> None:
     """What it started ends with it, also in a session of its own, as an MLflow writer is."""
     environment = {"PYTHONPATH": ":".join(sys.path)}

@@ -313,6 +313,7 @@ def with_last_unit(unit: nn.Module) -> Classifier:
     return classifier
 
 
+@pytest.mark.slow
 def test_code_that_asks_for_the_batch_length_can_be_exported() -> None:
     classifier = with_last_unit(LengthUnit())
     program = export_program(classifier, SIDE).module()

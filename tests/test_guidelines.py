@@ -115,6 +115,7 @@ def test_guidelines_stand_at_the_end_and_survive_json(answer: Importance) -> Non
 # Where little is known
 
 
+@pytest.mark.slow
 def test_few_trials_give_no_guideline() -> None:
     thin = ask(table(13))
     assert all(one.n_trials >= FEWEST_TRIALS for one in thin.guidelines)

@@ -503,7 +503,9 @@ def test_a_readout_survives_its_line_and_unknown_entries() -> None:
     assert from_lines([to_line(readout), to_line(made_up(1)), to_line(second)]) == [made_up(1), second]
 
 
-@pytest.mark.parametrize(("n", "n_units", "n_classes"), [(1, 1, 1), (4, 18, 10), (2, 120, 24)])
+@pytest.mark.parametrize(
+    ("n", "n_units", "n_classes"), [(1, 1, 1), (4, 18, 10), pytest.param(2, 120, 24, marks=pytest.mark.slow)]
+)
 def test_the_figure_can_be_drawn(n: int, n_units: int, n_classes: int, tmp_path: Path) -> None:
     shown = [made_up(3 * k, n_units=n_units, n_classes=n_classes) for k in range(n)]
     figure = readout_figure(shown, [f"class {k}" for k in range(n_classes)], title="t0001")
