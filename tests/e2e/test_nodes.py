@@ -62,9 +62,9 @@ def when_held(cluster: Cluster, trainer: ToyTrainer, trial_id: str, act: Callabl
     place = trainer.checkpoint(trial_id).with_name("node")
 
     def wait_and_act() -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while not place.exists():
-            assert time.monotonic() < deadline, f"{trial_id} was not held within a minute"
+            assert time.monotonic() < deadline, f"{trial_id} was not held within four minutes"
             time.sleep(0.05)
         act(next(node for node in cluster.list_all_nodes() if node.node_id == place.read_text()))
 
