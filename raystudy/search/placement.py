@@ -123,8 +123,7 @@ class Placement:
 
     def report(self, node: str, config: Mapping[str, Scalar], stored_units: float) -> None:
         """Take in that a trial has trained on `node` with the output of so many units read from its cache."""
-        prefix = prefix_of(config)
-        if stored_units > 0 and prefix is not None:
+        if stored_units > 0 and (prefix := prefix_of(config)) is not None:
             self._holdings.note(node, prefix)
 
     def choose(self, node: str, waiting: Mapping[str, Mapping[str, Scalar]], nodes: Iterable[str]) -> str:
