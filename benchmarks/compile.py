@@ -24,21 +24,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from frozen_depth import Bench, some_images, steps_for
-from torch import Tensor
+from frozen_depth import Bench, some_images
 
 from raystudy.cache import Cache
 from raystudy.finetune.backbone import build_backbone
-from raystudy.finetune.batches import Batch, ImageStore
-from raystudy.finetune.freezing import Phase, freeze
-from raystudy.finetune.model import build_classifier
-from raystudy.finetune.objectives import criterion
-from raystudy.finetune.optim import GroupedOptimizer, parameter_groups
 
 
 @dataclass(frozen=True)
@@ -51,45 +44,14 @@ class Speed:
 
 def measure(bench: Bench, depth: int, *, is_compiled: bool) -> Speed:
     """Take steps on one batch at `depth` for as long as asked."""
-    with tempfile.TemporaryDirectory() as folder:
-        run = bench.open(depth, "off", Path(folder))
-        next(iter(run.epochs()))
-        model, device = run.model, run.compute.device
-        pixels, labels = ImageStore(bench.data.images, bench.data.labels, run.compute).fetch(
-            bench.data.splits.train[: bench.batch_size]
-        )
-        preprocess = build_classifier(model, resolution=run.hyper.resolution).preprocess.to(device)
-        with run.compute.autocast(), torch.no_grad():
-            activation = model.eval().prefix(preprocess(pixels), depth)
-        phase = Phase(1, tuple(range(depth, model.backbone.info.n_units)), model.backbone.info.n_units)
-        freeze(model, phase)
-        optimizer = GroupedOptimizer(parameter_groups(model, phase, run.hyper), run.hyper)
-
-        def rest(inputs: Tensor) -> Tensor:
-            return model.rest(inputs, depth)
-
-        network: Callable[[Tensor], Tensor] = torch.compile(rest, dynamic=False) if is_compiled else rest
-
-        def step() -> None:
-            with run.compute.autocast():
-                logits = network(activation)
-            loss = criterion(logits.float(), Batch(activation, labels, labels, 1.0), label_smoothing=0.0)
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step(1.0)
-
+    with bench.suffix(depth) as suffix:
+        if is_compiled:
+            suffix.network = torch.compile(suffix.network, dynamic=False)
         started = time.perf_counter()
-        step()
-        run.compute.synchronize()
-        first, count = time.perf_counter() - started, 0
-        started = time.perf_counter()
-        for _ in steps_for(bench.seconds, run.compute):
-            step()
-            count += 1
-        run.compute.synchronize()
-        speed = count * bench.batch_size / (time.perf_counter() - started)
-        run.close()
-    return Speed(first, speed)
+        suffix.step()
+        suffix.compute.synchronize()
+        first = time.perf_counter() - started
+        return Speed(first, suffix.speed(bench.seconds))
 
 
 def in_a_process(depth: int, cache: Path, *, is_compiled: bool) -> Speed:

@@ -24,11 +24,14 @@ import itertools
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from raystudy.cache import Cache
 from raystudy.data import PreparedData, prepare
@@ -38,7 +41,7 @@ from raystudy.finetune.backbone import Backbone, build_backbone
 from raystudy.finetune.batches import Batch, ImageStore
 from raystudy.finetune.compute import Compute
 from raystudy.finetune.freezing import Phase, freeze
-from raystudy.finetune.model import FineTuneModel, build_classifier
+from raystudy.finetune.model import build_classifier
 from raystudy.finetune.objectives import criterion
 from raystudy.finetune.optim import GroupedOptimizer, parameter_groups
 from raystudy.finetune.prefixes import Sharing
@@ -109,6 +112,14 @@ class Bench:
 
     def limit(self, depth: int) -> tuple[float, int]:
         """Return images per second of the rest of the network on ready activations, and bytes per image of these."""
+        with self.suffix(depth) as suffix:
+            for _ in steps_for(0.0, suffix.compute):
+                suffix.step()
+            return suffix.speed(self.seconds), suffix.batch.inputs[0].nbytes
+
+    @contextmanager
+    def suffix(self, depth: int) -> Iterator[Suffix]:
+        """Give the rest of the network, ready to train on one batch of activations."""
         with tempfile.TemporaryDirectory() as folder:
             run = self.open(depth, "off", Path(folder))
             next(iter(run.epochs()))
@@ -119,34 +130,48 @@ class Bench:
             model.eval()
             with run.compute.autocast():
                 activation = model.prefix(preprocess(pixels), depth)
-            speed = self.repeat(model, run, Batch(activation, labels, labels, 1.0), depth)
+            n_units = model.backbone.info.n_units
+            phase = Phase(1, tuple(range(depth, n_units)), n_units)
+            freeze(model, phase)
+            optimizer = GroupedOptimizer(parameter_groups(model, phase, run.hyper), run.hyper)
+            batch = Batch(activation, labels, labels, 1.0)
+            yield Suffix(partial(model.rest, depth=depth), optimizer, batch, run.compute)
             run.close()
-        return speed, activation[0].nbytes
 
-    def repeat(self, model: FineTuneModel, run: TrialRun, batch: Batch, depth: int) -> float:
-        """Take steps on one batch of activations for as long as asked; return images per second."""
-        n_units = model.backbone.info.n_units
-        phase = Phase(1, tuple(range(depth, n_units)), n_units)
-        freeze(model, phase)
-        optimizer = GroupedOptimizer(parameter_groups(model, phase, run.hyper), run.hyper)
-        for _ in steps_for(0.0, run.compute):
-            step(model, optimizer, batch, depth, run.compute)
+
+@dataclass
+class Suffix:
+    """What trains of a network, and a batch of activations that are ready for it.
+
+    Attributes:
+        network: from activations to logits.
+        optimizer: of its parameters.
+        batch: the activations and their labels.
+        compute: where and in what precision.
+    """
+
+    network: Callable[[Tensor], Tensor]
+    optimizer: GroupedOptimizer
+    batch: Batch
+    compute: Compute
+
+    def step(self) -> None:
+        """Take one optimiser step."""
+        with self.compute.autocast():
+            logits = self.network(self.batch.inputs)
+        loss = criterion(logits.float(), self.batch, label_smoothing=0.0)
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step(1.0)
+
+    def speed(self, seconds: float) -> float:
+        """Take steps for as long as asked; return images per second."""
         done, started = 0, time.perf_counter()
-        for _ in steps_for(self.seconds, run.compute):
-            step(model, optimizer, batch, depth, run.compute)
+        for _ in steps_for(seconds, self.compute):
+            self.step()
             done += 1
-        run.compute.synchronize()
-        return done * self.batch_size / (time.perf_counter() - started)
-
-
-def step(model: FineTuneModel, optimizer: GroupedOptimizer, batch: Batch, depth: int, compute: Compute) -> None:
-    """Take one optimiser step on the activations in `batch`."""
-    with compute.autocast():
-        logits = model.rest(batch.inputs, depth)
-    loss = criterion(logits.float(), batch, label_smoothing=0.0)
-    optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    optimizer.step(1.0)
+        self.compute.synchronize()
+        return done * len(self.batch.labels) / (time.perf_counter() - started)
 
 
 def steps_for(seconds: float, compute: Compute) -> Iterator[None]:

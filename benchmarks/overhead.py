@@ -29,7 +29,6 @@ import os
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,8 +38,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from points import Point
-from processes import processor_time, scratch
+from points import Point, judge
+from processes import processor_time, repeatedly, scratch
 
 WARM_UP_TRIALS = 50
 ENOUGH_REPORTS = 1_000
@@ -157,19 +156,9 @@ def weights_of(mib: int) -> Any:
 def memory_samples() -> Iterator[list[tuple[float, int]]]:
     """Gather this process's resident memory: (seconds since 1970, bytes), five times a second while the context lasts."""
     samples: list[tuple[float, int]] = []
-    process, over = psutil.Process(), threading.Event()
-
-    def gather() -> None:
-        while not over.wait(0.2):
-            samples.append((time.time(), process.memory_info().rss))
-
-    thread = threading.Thread(target=gather, daemon=True)
-    thread.start()
-    try:
+    process = psutil.Process()
+    with repeatedly(lambda: samples.append((time.time(), process.memory_info().rss)), seconds=0.2):
         yield samples
-    finally:
-        over.set()
-        thread.join()
 
 
 def growth(samples: Sequence[tuple[float, int]], reports: Sequence[float]) -> dict[str, float]:
@@ -393,10 +382,7 @@ def main() -> None:
             Point(f"{shape}: growth of the driver's memory, second half over before", grows, high=options.memory_at_most),
         )
     ]
-    for point in points:
-        print(point)
-    if any(point.figure > point.high for point in points):
-        raise SystemExit(1)
+    judge(points)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -15,7 +16,19 @@ class Point:
     low: float = -math.inf
     high: float = math.inf
 
+    @property
+    def is_met(self) -> bool:
+        """Whether the figure is within the limits; one that is not a number is not."""
+        return self.low <= self.figure <= self.high
+
     def __str__(self) -> str:
         limits = [f"{word} {end:g}" for word, end in (("at least", self.low), ("at most", self.high)) if math.isfinite(end)]
-        met = "met" if self.low <= self.figure <= self.high else "NOT MET"  # a figure that is not a number is not met
-        return f"{met} | {self.what} | {self.figure:.3f} | {' and '.join(limits)}"
+        return f"{'met' if self.is_met else 'NOT MET'} | {self.what} | {self.figure:.3f} | {' and '.join(limits)}"
+
+
+def judge(points: Sequence[Point]) -> None:
+    """Print every point; exit with code 1 if one is not met."""
+    for point in points:
+        print(point)
+    if not all(point.is_met for point in points):
+        raise SystemExit(1)

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -63,19 +63,30 @@ Used = Mapping[int, list[tuple[float, float]]]
 def processor_time(folder: Path) -> Iterator[Used]:
     """Gather the processor time of the processes started within `scratch`, while the context lasts."""
     used: dict[int, list[tuple[float, float]]] = {}
-    over = threading.Event()
 
     def gather() -> None:
-        while not over.wait(_SAMPLE_S):
-            for process in marked(MARK, str(folder)):
-                with suppress(psutil.Error):  # it has just ended
-                    times = process.cpu_times()
-                    used.setdefault(process.pid, []).append((time.time(), times.user + times.system))
+        for process in marked(MARK, str(folder)):
+            with suppress(psutil.Error):  # it has just ended
+                times = process.cpu_times()
+                used.setdefault(process.pid, []).append((time.time(), times.user + times.system))
 
-    thread = threading.Thread(target=gather, daemon=True)
+    with repeatedly(gather, seconds=_SAMPLE_S):
+        yield used
+
+
+@contextmanager
+def repeatedly(act: Callable[[], None], *, seconds: float) -> Iterator[None]:
+    """Do something every so many seconds, in a thread of its own, while the context lasts."""
+    over = threading.Event()
+
+    def run() -> None:
+        while not over.wait(seconds):
+            act()
+
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
     try:
-        yield used
+        yield
     finally:
         over.set()
         thread.join()

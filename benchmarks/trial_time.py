@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from points import Point
+from points import Point, judge
 from processes import Used, processor_time, scratch
 
 SLOTS = 2
@@ -305,10 +305,7 @@ def main() -> None:
             share = measure_share(folder, asked.trials or 4, asked.epochs, asked.epoch_seconds)
             what = f"service over pure training, {asked.epoch_seconds:g}-s epochs"
             points.append(Point(what, share, high=asked.share_at_most))
-    for point in points:
-        print(point)
-    if any(point.figure > point.high for point in points):
-        raise SystemExit(1)
+    judge(points)
 
 
 if __name__ == "__main__":

@@ -127,7 +127,7 @@ class Draws:
 
     def _corrected(self, prior: list[_Component]) -> Iterator[_Component]:
         """Yield the components with the corrections that the data ask for."""
-        rows, trend = self.surrogate.rows, self.surrogate.trend(self.surrogate.x)
+        rows, trends = self.surrogate.rows, self.surrogate.trends
         residual = rows.target[:, None] - self._simulated(prior)
         solved = self.surrogate.solve(self.vector, residual)
         for k, component in enumerate(prior):
@@ -141,7 +141,7 @@ class Draws:
                 amplitudes=component.amplitudes,
                 updates=updates * self._scale(k) ** 2,
                 constant=component.constant + flat * updates.sum(0),
-                slopes=component.slopes + sloping * trend.T @ updates,
+                slopes=component.slopes + sloping * trends.T @ updates,
             )
 
     def _simulated(self, prior: list[_Component]) -> Floats:
@@ -151,9 +151,7 @@ class Draws:
         simulated = np.zeros((len(rows.target), self.size))
         for k, component in enumerate(prior):
             phases = surrogate.x @ component.frequencies.T + component.phases
-            values = (
-                np.cos(phases) @ component.amplitudes + component.constant + surrogate.trend(surrogate.x) @ component.slopes
-            )
+            values = np.cos(phases) @ component.amplitudes + surrogate.trends @ component.slopes + component.constant
             own = hyper.seed * spread if k == 0 else hyper.speed_rest
             values = values + own * random.standard_normal(values.shape)
             simulated += rows.weights[:, k : k + 1] * values[rows.trial]

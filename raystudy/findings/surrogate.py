@@ -148,13 +148,15 @@ class Surrogate:
         self._by_factor = self._split(x)
         # A category has no order that a trend could follow.
         self._is_ordered = np.concatenate([np.full(c.stop - c.start, c.stop - c.start == 1) for c in columns])
-        self._linear = torch.as_tensor(self.trend(x) @ self.trend(x).T)
+        self.trends = self.trend(x)
         self._trial = torch.as_tensor(rows.trial)
         self._target = torch.as_tensor(rows.target)
         self._squares, self._freedom = torch.as_tensor(rows.squares), torch.as_tensor(rows.freedom)
         weights = torch.as_tensor(rows.weights).T
         self._products = weights[:, :, None] * weights[:, None, :]  # (p, rows, rows)
         self._same = (self._trial[:, None] == self._trial[None, :]).double()
+        trends = torch.as_tensor(self.trends)[self._trial]
+        self._flat_bend = SLOPE_VARIANCE + TREND_VARIANCE * (trends @ trends.T)
         self.mode = self._vector()
         self.value = math.inf
 
@@ -247,7 +249,7 @@ class Surrogate:
         matrix = self._products[0] * (LEVEL_VARIANCE + final + torch.diag(seed))[i][:, i]
         if speed is not None:
             expanded = speed[i][:, i]
-            own = SLOPE_VARIANCE + TREND_VARIANCE * self._linear[i][:, i] + (2 * hyper["log_speed_rest"]).exp() * self._same
+            own = self._flat_bend + (2 * hyper["log_speed_rest"]).exp() * self._same
             for variance, product in zip((2 * hyper["log_speed_scale"]).exp(), self._products[1:], strict=True):
                 matrix = matrix + product * (variance * expanded + own)
         matrix.diagonal().add_(noise[i] + _JITTER)
