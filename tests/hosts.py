@@ -195,9 +195,13 @@ class Hosts:
         lines = ((pid, _command_line(pid)) for pid in _members(running.init) if pid not in running.own)
         return [(pid, line) for pid, line in lines if line]
 
+    def find(self, host: str, pattern: str) -> list[int]:
+        """Return the pids of the processes of a host whose command line the pattern is found in."""
+        return [pid for pid, line in self.pids(host) if re.search(pattern, line)]
+
     def kill(self, host: str, pattern: str, number: signal.Signals = signal.SIGKILL) -> list[int]:
         """Send a signal to every process of a host whose command line the pattern is found in; return their pids."""
-        found = [pid for pid, line in self.pids(host) if re.search(pattern, line)]
+        found = self.find(host, pattern)
         for pid in found:
             os.kill(pid, number)
         return found

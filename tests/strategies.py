@@ -33,8 +33,10 @@ class _Range:
 
 def _range(info: FactorInfo) -> _Range:
     high = {"frozen_depth": N_UNITS, "reinit_units": N_UNITS, "tuned_unit": N_UNITS - 1}.get(info.name, info.high)
-    assert info.low is not None and high is not None
-    return _Range(info.low, high, info.positive)
+    # A study whose training is self-supervised is refused batches of one image.
+    low = 2 if info.name == "batch_size" else info.low
+    assert low is not None and high is not None
+    return _Range(low, high, info.positive)
 
 
 def scalars() -> SearchStrategy[Any]:

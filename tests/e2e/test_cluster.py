@@ -141,7 +141,9 @@ def test_a_day_of_a_cluster(cluster: Cluster, make_place: Callable[[str], Place]
     say("the trial goes on, beta is stopped")
 
     # The driver dies; whoever follows is told, and any client continues the study.
-    assert len(hosts.kill("head", r"raystudy run - --events", signal.SIGKILL)) == 1
+    drivers = "raystudy run - --events"
+    cluster.wait_for(lambda: len(hosts.find("head", drivers)) == 1, 60, "beta's driver, which was told to stop, to end")
+    assert len(hosts.kill("head", drivers, signal.SIGKILL)) == 1
     cluster.wait_for(lambda: follower.poll() is not None, 30, "the follower to end")
     out, _ = follower.communicate()
     assert follower.returncode == 130
