@@ -36,7 +36,7 @@ test-fast: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 -m "not slow and not gpu and not torture"
 
 test-slow: $(READY)
-	$(BIN)/pytest -v -m "(slow or gpu) and not torture" --durations 10
+	OMP_NUM_THREADS=1 $(BIN)/pytest -v -n 2 --dist loadscope -m "(slow or gpu) and not torture" --durations 20
 
 # One after the other also under `make -j`: they share two cores.
 test:

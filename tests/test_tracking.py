@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -32,7 +31,7 @@ from raystudy.tracking.address import artifact_root, redact, study_uri
 from raystudy.tracking.feeder import Feeder
 from raystudy.tracking.journal import Journal, read_journal
 from raystudy.tracking.mirror import Mirror
-from raystudy.tracking.store import Store, StoreDown, StoredRun, StoreRefused, keep_rollback_journal
+from raystudy.tracking.store import Store, StoreDown, StoredRun, StoreRefused
 from raystudy.tracking.verify import compare
 from raystudy.tracking.writer import GaveUp, Writer
 
@@ -368,27 +367,3 @@ def wait_for(is_so: Callable[[], bool]) -> None:
 def count_rows(uri: str, table: str) -> int:
     with sqlite3.connect(uri.removeprefix("sqlite:///"), timeout=30) as connection:
         return int(connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0])  # noqa: S608
-
-
-@pytest.mark.parametrize(("before", "after"), [("delete", "persist"), ("wal", "wal")])
-def test_a_local_stores_journal_stays_from_commit_to_commit(before: str, after: str, tmp_path: Path) -> None:
-    """A database that its owner has given a write-ahead log keeps that."""
-    with closing(sqlite3.connect(tmp_path / "store.db")) as connection:
-        connection.execute(f"PRAGMA journal_mode = {before}")
-        keep_rollback_journal(connection)
-        assert connection.execute("PRAGMA journal_mode").fetchone() == (after,)
-        connection.execute("CREATE TABLE runs (id)")
-        connection.commit()
-        assert (tmp_path / "store.db-journal").exists() == (after == "persist")
-
-
-def test_connecting_does_not_wait_for_whoever_writes(tmp_path: Path) -> None:
-    with (
-        closing(sqlite3.connect(tmp_path / "store.db")) as writing,
-        closing(sqlite3.connect(tmp_path / "store.db", 0)) as other,
-    ):
-        writing.execute("CREATE TABLE runs (id)")
-        writing.execute("BEGIN EXCLUSIVE")
-        keep_rollback_journal(other)
-        writing.commit()
-        other.execute("INSERT INTO runs VALUES (1)")

@@ -154,9 +154,10 @@ def _check_database(file: Path, *, create: bool) -> None:
         raise UnreachableError(f"there is no tracking store at {file}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with closing(sqlite3.connect(file, timeout=_PROBE_TIMEOUT_S)) as connection:
-            connection.execute("PRAGMA schema_version")
+        if file.exists():
+            with closing(sqlite3.connect(file, timeout=_PROBE_TIMEOUT_S)) as connection:
+                connection.execute("PRAGMA schema_version")
     except (OSError, sqlite3.Error) as error:
         raise UnreachableError(f"the tracking store {file} cannot be opened: {error}") from error
-    if not os.access(file, os.W_OK):
+    if not os.access(file if file.exists() else file.parent, os.W_OK):
         raise UnreachableError(f"the tracking store {file} cannot be written")

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
-import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,6 +20,7 @@ from raystudy.errors import UnreachableError
 from raystudy.tracking import names
 from raystudy.tracking.address import CREDENTIALS, artifact_root, database, redact
 from raystudy.tracking.content import Point, RunContent
+from raystudy.tracking.local_database import keep_rollback_journal, make_whole
 from raystudy.tracking.questions import PAGE, RUNS_PER_REQUEST, SMALL_PAGE, order_by_metric, trials_only, where
 
 _PROGRESS_BAR = "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"
@@ -66,18 +66,6 @@ def own_process(uri: str) -> None:
         event.listen(Engine, "connect", keep_rollback_journal)
 
 
-def keep_rollback_journal(connection: object, _record: object = None) -> None:
-    """Let a connection to SQLite keep its rollback journal's file from commit to commit, of which MLflow makes seven a trial.
-
-    As safe as deleting it each time, also on a network file system, where SQLite rules out the faster write-ahead log.
-    """
-    if not isinstance(connection, sqlite3.Connection):
-        return
-    with suppress(sqlite3.OperationalError):  # somebody writes right now: it works as it did, only slower
-        if connection.execute("PRAGMA journal_mode").fetchone()[0] == "delete":
-            connection.execute("PRAGMA journal_mode = PERSIST")
-
-
 class StoreDown(UnreachableError):
     """The store did not do it now, but may later."""
 
@@ -121,7 +109,7 @@ class Store:
     """One tracking store. Thread-safe as far as MLflow's client is, which is enough for reading."""
 
     def __init__(self, uri: str) -> None:
-        """Connect.
+        """Connect; a local store that is not there yet is made.
 
         Raises:
             StoreDown: the store does not answer.
@@ -130,6 +118,8 @@ class Store:
 
         self.uri = uri
         with self.translated("open"):
+            if (file := database(uri)) is not None:
+                make_whole(file, MlflowClient)
             self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
 
     # Experiments

@@ -1,0 +1,113 @@
+"""The SQLite file of a local store."""
+
+from __future__ import annotations
+
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from raystudy.tracking.local_database import keep_rollback_journal, make_whole
+from raystudy.tracking.store import Store
+
+
+def make_tables(uri: str) -> None:
+    with closing(sqlite3.connect(uri.removeprefix("sqlite:///"))) as connection:
+        connection.execute("CREATE TABLE runs (id)")
+        connection.execute("INSERT INTO runs VALUES (7)")
+        connection.commit()
+
+
+def rows(file: Path) -> list[tuple[int]]:
+    with closing(sqlite3.connect(file)) as connection:
+        return connection.execute("SELECT * FROM runs").fetchall()
+
+
+@pytest.mark.parametrize("was_opened", [False, True])
+def test_a_new_database_has_what_was_made(was_opened: bool, tmp_path: Path) -> None:
+    file = tmp_path / "home" / "store.db"
+    if was_opened:  # which leaves an empty file
+        file.parent.mkdir()
+        file.touch()
+    make_whole(file, make_tables)
+    assert rows(file) == [(7,)]
+    assert not list(file.parent.glob("*.new-*"))
+
+
+def test_a_database_that_is_there_is_left_alone(tmp_path: Path) -> None:
+    file = tmp_path / "store.db"
+    make_tables(f"sqlite:///{file}")
+    make_whole(file, lambda uri: pytest.fail(uri))
+    assert rows(file) == [(7,)]
+
+
+def test_what_fails_half_way_leaves_no_database(tmp_path: Path) -> None:
+    file = tmp_path / "store.db"
+
+    def fail(uri: str) -> None:
+        make_tables(uri)
+        raise RuntimeError(uri)
+
+    with pytest.raises(RuntimeError):
+        make_whole(file, fail)
+    assert not file.exists()
+    make_whole(file, make_tables)
+    assert rows(file) == [(7,)]
+
+
+OPEN = "import sys; from raystudy.tracking.store import Store; print(Store(sys.argv[1]).experiments())"
+
+
+def opening(file: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-c", OPEN, f"sqlite:///{file}"], stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.slow
+def test_a_process_killed_while_mlflow_makes_its_tables_leaves_nothing_in_the_way(tmp_path: Path) -> None:
+    """As the driver does to its writer where Ray cannot be reached."""
+    file = tmp_path / "mlflow.db"
+    process = opening(file)
+    while not any(draft.stat().st_size for draft in tmp_path.glob("*.new-*/draft.db")):
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.kill()
+    assert process.communicate()[0] == ""
+    assert process.returncode == -signal.SIGKILL
+    assert not file.exists()
+    assert list(Store(f"sqlite:///{file}").experiments().values()) == ["Default"]
+    assert not list(tmp_path.glob("*.new-*"))
+
+
+@pytest.mark.slow
+def test_processes_that_open_a_new_store_at_once_all_find_its_tables(tmp_path: Path) -> None:
+    processes = [opening(tmp_path / "mlflow.db") for _ in range(3)]
+    assert [process.communicate()[0] for process in processes] == ["{'0': 'Default'}\n"] * 3
+
+
+@pytest.mark.parametrize(("before", "after"), [("delete", "persist"), ("wal", "wal")])
+def test_a_local_stores_journal_stays_from_commit_to_commit(before: str, after: str, tmp_path: Path) -> None:
+    """A database that its owner has given a write-ahead log keeps that."""
+    with closing(sqlite3.connect(tmp_path / "store.db")) as connection:
+        connection.execute(f"PRAGMA journal_mode = {before}")
+        keep_rollback_journal(connection)
+        assert connection.execute("PRAGMA journal_mode").fetchone() == (after,)
+        connection.execute("CREATE TABLE runs (id)")
+        connection.commit()
+        assert (tmp_path / "store.db-journal").exists() == (after == "persist")
+
+
+def test_connecting_does_not_wait_for_whoever_writes(tmp_path: Path) -> None:
+    with (
+        closing(sqlite3.connect(tmp_path / "store.db")) as writing,
+        closing(sqlite3.connect(tmp_path / "store.db", 0)) as other,
+    ):
+        writing.execute("CREATE TABLE runs (id)")
+        writing.execute("BEGIN EXCLUSIVE")
+        keep_rollback_journal(other)
+        writing.commit()
+        other.execute("INSERT INTO runs VALUES (1)")
