@@ -101,12 +101,12 @@ class Cluster:
 
     def up(self) -> None:
         """Start the cluster and wait until every host of it is."""
-        self.client(["ray", "up", "-y", _ON_CLIENT], timeout=240, cwd=str(ROOT))
+        self.client(["ray", "up", "-y", _ON_CLIENT], timeout=480, cwd=str(ROOT))
         self.wait_for_hosts("head", *self.workers)
 
     def down(self) -> None:
         """Stop the cluster; what is left on the workers ends by itself a few seconds later."""
-        self.client(["ray", "down", "-y", _ON_CLIENT], timeout=240, cwd=str(ROOT))
+        self.client(["ray", "down", "-y", _ON_CLIENT], timeout=480, cwd=str(ROOT))
 
     def get(self, url: str, *, token: str | None = None, user: str | None = None) -> tuple[int, str]:
         """Ask for an address from the client's host, with a token or as USER:PASSWORD.
@@ -137,7 +137,7 @@ class Cluster:
             return False
         return all(host["tags"].get("ray-node-status") == "up-to-date" for host in state.values())
 
-    def wait_for_hosts(self, *names: str, seconds: float = 120) -> None:
+    def wait_for_hosts(self, *names: str, seconds: float = 240) -> None:
         """Wait until just these hosts are alive and, where they are all, no longer being started."""
         everybody = {"head", *self.workers}
         self.wait_for(

@@ -15,6 +15,8 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 E2E = Path(__file__).parent / "e2e"
+WITHOUT_RAY = ("test_browser.py", "test_outage.py", "test_rest.py", "test_sharing.py::test_two_studies", "[inline")
+"""What names the end-to-end tests that start no Ray."""
 MEMORY = Path("/dev/shm")
 
 # How long an example takes depends on what else the machine does. Tests with costly examples say themselves how many they need.
@@ -43,14 +45,15 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 
 class OneRayAtATime(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
-    """Lets one process run the end-to-end tests, one after the other: two cores cannot feed two Rays.
+    """Lets one process run the tests that start a Ray, one after the other: two cores cannot feed two of them.
 
     The other processes run, meanwhile, whatever else there is. (pytest-xdist's own groups are lost on pytest 9.2.)
     """
 
     def _split_scope(self, nodeid: str) -> str:
         folder = f"{E2E.parent.name}/{E2E.name}/"
-        return folder if nodeid.startswith(folder) else nodeid
+        starts_ray = nodeid.startswith(folder) and not any(part in nodeid for part in WITHOUT_RAY)
+        return folder if starts_ray else nodeid
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> OneRayAtATime | None:

@@ -293,7 +293,7 @@ def _line(process: subprocess.Popen[str]) -> str:
 def _end(holder: subprocess.Popen[str]) -> None:
     """Wait for a host's processes to be gone, killing them if the host has not ended by itself."""
     try:
-        holder.communicate(timeout=10)
+        holder.communicate(timeout=60)
     except subprocess.TimeoutExpired:
         holder.kill()
         holder.communicate()

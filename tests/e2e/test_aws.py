@@ -45,7 +45,7 @@ config = reader.get_cached_autoscaling_config()
 provider = _get_node_provider(config.get_config("provider"), config.get_config("cluster_name"))
 adapter = NodeProviderAdapter(provider, reader)
 adapter.launch({kind: 1 for kind in sys.argv[2:]}, "request-1")
-deadline = time.monotonic() + 60
+deadline = time.monotonic() + 240
 while time.monotonic() < deadline:
     launched = {node.node_type for node in adapter.get_non_terminated().values()}
     if errors := adapter.poll_errors():
@@ -116,10 +116,10 @@ class Aws:
         for process in reversed(self.started):
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
-            process.wait(timeout=30)
+            process.wait(timeout=120)
 
 
-def wait_for(found: Callable[[], bool], what: str, seconds: float = 60) -> None:
+def wait_for(found: Callable[[], bool], what: str, seconds: float = 240) -> None:
     """Wait until `found` is true."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -257,7 +257,7 @@ def test_ray_up_launches_the_head_and_then_the_workers_that_it_is_asked_for(aws:
     kinds = ("spot", "ondemand")
     file = str(on_head / "ray_bootstrap_config.yaml")
     launch = aws.start(sys.executable, "-c", LAUNCH, file, *kinds, log="launch.log", HOME=str(on_head))
-    assert launch.wait(timeout=60) == 0, aws.log("launch.log")
+    assert launch.wait(timeout=240) == 0, aws.log("launch.log")
 
     for name in ("spot", "ondemand"):
         (worker,) = aws.instances(name)

@@ -33,7 +33,7 @@ def _page(url: str, profile: Path) -> str:
     ]
     command = [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", *quiet, f"--user-data-dir={profile}"]
     done = subprocess.run(
-        [*command, "--virtual-time-budget=30000", "--dump-dom", url], capture_output=True, text=True, timeout=180, check=True
+        [*command, "--virtual-time-budget=30000", "--dump-dom", url], capture_output=True, text=True, timeout=400, check=True
     )
     return done.stdout
 

@@ -47,7 +47,7 @@ class Told:
         for line in self._process.stderr:
             self._lines.put(line)
 
-    def wait_for(self, *words: str, seconds: float = 120) -> str:
+    def wait_for(self, *words: str, seconds: float = 400) -> str:
         """Return the first line from now on that holds all words."""
         deadline = time.monotonic() + seconds
         while True:
@@ -83,7 +83,7 @@ def start(place: Place, studies: Path) -> Iterator[Start]:  # noqa: ARG001  the 
 
 def end(process: subprocess.Popen[str], told: Told, code: int) -> None:
     """Wait for the end of a command, which exits with `code`."""
-    assert process.wait(timeout=240) == code, told.text
+    assert process.wait(timeout=500) == code, told.text
 
 
 def fill(folder: Path) -> Path:

@@ -57,7 +57,7 @@ class Head:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
             check=False,
         )
 
@@ -67,7 +67,7 @@ class Head:
             env={**self.environment, **environment},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=240,
             check=False,
         )
 
@@ -121,7 +121,7 @@ def head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Head]:
     made.ray.wait()
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
+def wait_until(condition: Callable[[], object], seconds: float = 240) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -136,7 +136,7 @@ def test_a_head_from_start_to_stop(head: Head) -> None:
     page = "/api/2.0/mlflow/experiments/search?max_results=5"
 
     client = subprocess.run(
-        [sys.executable, "-c", CLIENT, head.url], env=head.environment, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", CLIENT, head.url], env=head.environment, capture_output=True, text=True, timeout=300, check=False
     )
     assert client.returncode == 0, client.stderr
     assert [path.read_text() for path in head.storage.rglob("note.txt")] == ["through the proxy"]

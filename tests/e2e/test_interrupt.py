@@ -12,7 +12,7 @@ from places import SMALL, Place, Undisturbed
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize(("number", "options"), [(signal.SIGINT, []), (signal.SIGTERM, ["--inline"])])
+@pytest.mark.parametrize(("number", "options"), [(signal.SIGINT, []), (signal.SIGTERM, ["--inline"])], ids=["ray", "inline"])
 def test_an_interrupted_study_is_resumed_to_the_same_end(
     place: Place, undisturbed: Undisturbed, number: signal.Signals, options: list[str]
 ) -> None:
@@ -20,7 +20,7 @@ def test_an_interrupted_study_is_resumed_to_the_same_end(
     while process.poll() is None and place.events() < 8:
         time.sleep(0.01)
     os.kill(process.pid, number)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=400)
     assert process.returncode == 130, f"{out}\n{err}"
     assert "raystudy resume small" in out
     assert place.json("status", "small")["state"] == "interrupted"

@@ -48,7 +48,7 @@ def test_a_server_that_is_away_for_a_while_ends_up_with_everything_once(place: P
 def test_a_server_that_is_down_at_the_start_is_an_error_and_starts_nothing(place: Place) -> None:
     uri = f"http://127.0.0.1:{free_port()}"
     process = place.start("run", str(place.study_file()), "--tracking-uri", uri)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=400)
     assert process.returncode == 3
     assert uri in err
     assert "Traceback" not in err

@@ -26,7 +26,7 @@ def test_two_studies_that_build_the_same_activations_at_once(make_place: Callabl
     # Both begin with the images decoded and no activations, and come to the same ones at about the same time.
     both = {name: place.start("run", str(files[name]), "--inline") for name in ("one", "two")}
     for name, process in both.items():
-        _, err = process.communicate(timeout=300)
+        _, err = process.communicate(timeout=500)
         assert process.returncode == 0, err
         assert max(_stored_units(place, name)) >= 8
         assert place.table(name) == place.table("alone")
