@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from raystudy.tracking.local_database import keep_rollback_journal, make_whole
-from raystudy.tracking.store import Store
+from raystudy.tracking.store import Store, StoreRefused
 
 
 def make_tables(uri: str) -> None:
@@ -81,6 +81,15 @@ def test_a_process_killed_while_mlflow_makes_its_tables_leaves_nothing_in_the_wa
     assert not file.exists()
     assert list(Store(f"sqlite:///{file}").experiments().values()) == ["Default"]
     assert not list(tmp_path.glob("*.new-*"))
+
+
+@pytest.mark.slow
+def test_a_database_that_was_left_half_made_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    file = tmp_path / "mlflow.db"
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute("CREATE TABLE _alembic_tmp_experiments (experiment_id INTEGER)")
+    with pytest.raises(StoreRefused, match=f"move {file} away, and `raystudy verify STUDY --repair`"):
+        Store(f"sqlite:///{file}")
 
 
 @pytest.mark.slow

@@ -11,6 +11,11 @@ from pathlib import Path
 
 from filelock import FileLock
 
+HALF_MADE = (
+    "its tables are not all there, as it is when MLflow was killed while it made them: move {file} away, "
+    "and `raystudy verify STUDY --repair` writes each study into a new one"
+)
+
 
 def make_whole(file: Path, make: Callable[[str], object]) -> None:
     """Let the database of a new store appear with all its tables.

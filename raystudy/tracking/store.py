@@ -20,7 +20,7 @@ from raystudy.errors import UnreachableError
 from raystudy.tracking import names
 from raystudy.tracking.address import CREDENTIALS, artifact_root, database, redact
 from raystudy.tracking.content import Point, RunContent
-from raystudy.tracking.local_database import keep_rollback_journal, make_whole
+from raystudy.tracking.local_database import HALF_MADE, keep_rollback_journal, make_whole
 from raystudy.tracking.questions import PAGE, RUNS_PER_REQUEST, SMALL_PAGE, order_by_metric, trials_only, where
 
 _PROGRESS_BAR = "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"
@@ -113,14 +113,21 @@ class Store:
 
         Raises:
             StoreDown: the store does not answer.
+            StoreRefused: it is a database without all its tables.
         """
         from mlflow import MlflowClient
 
         self.uri = uri
-        with self.translated("open"):
-            if (file := database(uri)) is not None:
-                make_whole(file, MlflowClient)
-            self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        file = database(uri)
+        try:
+            with self.translated("open"):
+                if file is not None:
+                    make_whole(file, MlflowClient)
+                self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        except StoreDown as error:
+            if file is None or "already exists" not in str(error):
+                raise
+            raise StoreRefused(f"{error}; {HALF_MADE.format(file=file)}", "HALF_MADE") from error
 
     # Experiments
 
