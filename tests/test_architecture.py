@@ -57,7 +57,7 @@ OWNERS = {
     "timm": {"finetune/"},
     "filelock": {"host.py", "watch.py", "finetune/trainer.py", "tracking/", "cluster/head.py"},
     "fcntl": {"cache/locks.py"},
-    "psutil": {"cluster/"},
+    "psutil": {"cluster/", "tracking/local_database.py"},
     "psycopg": {"cluster/head.py"},
 }
 

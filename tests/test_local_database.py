@@ -9,10 +9,11 @@ import sys
 import time
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from raystudy.tracking.local_database import keep_rollback_journal, make_whole
+from raystudy.tracking.local_database import commit_quickly, make_whole, settle
 from raystudy.tracking.store import Store, StoreRefused
 
 
@@ -98,16 +99,46 @@ def test_processes_that_open_a_new_store_at_once_all_find_its_tables(tmp_path: P
     assert [process.communicate()[0] for process in processes] == ["{'0': 'Default'}\n"] * 3
 
 
-@pytest.mark.parametrize(("before", "after"), [("delete", "persist"), ("wal", "wal")])
-def test_a_local_stores_journal_stays_from_commit_to_commit(before: str, after: str, tmp_path: Path) -> None:
-    """A database that its owner has given a write-ahead log keeps that."""
+def mode_of(file: Path) -> str:
+    with closing(sqlite3.connect(file)) as connection:
+        return str(connection.execute("PRAGMA journal_mode").fetchone()[0])
+
+
+@pytest.mark.parametrize(("file_system", "mode"), [("ext4", "wal"), ("tmpfs", "wal"), ("nfs4", "delete"), ("", "delete")])
+def test_a_write_ahead_log_is_only_where_all_processes_share_a_machine(
+    file_system: str, mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mounts = [SimpleNamespace(mountpoint="/", fstype="ext4"), SimpleNamespace(mountpoint=str(tmp_path), fstype=file_system)]
+    monkeypatch.setattr("psutil.disk_partitions", lambda **_: mounts if file_system else [])
+    make_whole(tmp_path / "store.db", make_tables)
+    assert mode_of(tmp_path / "store.db") == mode
+    assert rows(tmp_path / "store.db") == [(7,)]
+
+
+@pytest.mark.parametrize(("before", "after", "waits"), [("delete", "persist", 2), ("wal", "wal", 1)])
+def test_a_commit_waits_for_the_disk_no_more_than_is_needed(before: str, after: str, waits: int, tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / "store.db")) as connection:
         connection.execute(f"PRAGMA journal_mode = {before}")
-        keep_rollback_journal(connection)
+        commit_quickly(connection)
         assert connection.execute("PRAGMA journal_mode").fetchone() == (after,)
+        assert connection.execute("PRAGMA synchronous").fetchone() == (waits,)
         connection.execute("CREATE TABLE runs (id)")
         connection.commit()
         assert (tmp_path / "store.db-journal").exists() == (after == "persist")
+
+
+def test_what_is_settled_is_in_the_database_itself(tmp_path: Path) -> None:
+    file = tmp_path / "store.db"
+    make_tables(f"sqlite:///{file}")
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("INSERT INTO runs VALUES (8)")
+        connection.commit()
+        (tmp_path / "before.db").write_bytes(file.read_bytes())
+        settle(file)
+        (tmp_path / "after.db").write_bytes(file.read_bytes())
+    assert rows(tmp_path / "before.db") == [(7,)]
+    assert rows(tmp_path / "after.db") == [(7,), (8,)]
 
 
 def test_connecting_does_not_wait_for_whoever_writes(tmp_path: Path) -> None:
@@ -117,6 +148,6 @@ def test_connecting_does_not_wait_for_whoever_writes(tmp_path: Path) -> None:
     ):
         writing.execute("CREATE TABLE runs (id)")
         writing.execute("BEGIN EXCLUSIVE")
-        keep_rollback_journal(other)
+        commit_quickly(other)
         writing.commit()
         other.execute("INSERT INTO runs VALUES (1)")

@@ -9,8 +9,13 @@ from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
 
+import psutil
 from filelock import FileLock
 
+LOCAL_FILE_SYSTEMS = frozenset(
+    {"apfs", "bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "hfs", "jfs", "ntfs", "overlay", "tmpfs", "xfs", "zfs"}
+)
+"""Where all processes that open a file are on one machine, as SQLite's write-ahead log needs it."""
 HALF_MADE = (
     "its tables are not all there, as it is when MLflow was killed while it made them: move {file} away, "
     "and `raystudy verify STUDY --repair` writes each study into a new one"
@@ -46,16 +51,27 @@ def make_whole(file: Path, make: Callable[[str], object]) -> None:
             whole.replace(file)
 
 
-def keep_rollback_journal(connection: object, _record: object = None) -> None:
-    """Let a connection to SQLite keep its rollback journal's file from commit to commit, of which MLflow makes seven a trial.
+def commit_quickly(connection: object, _record: object = None) -> None:
+    """Let a connection to SQLite wait for the disk no more than is needed at each commit, of which MLflow makes seven a trial.
 
-    As safe as deleting it each time, also on a network file system, where SQLite rules out the faster write-ahead log.
+    Where there is a write-ahead log, that is when the log is copied into the database (see `settle`): a power cut can take the
+    last runs with it, which the study's journal has, but never spoils the database. Elsewhere the rollback journal's file
+    stays from commit to commit, which is as safe as deleting it each time.
     """
     if not isinstance(connection, sqlite3.Connection):
         return
     with suppress(sqlite3.OperationalError):  # somebody writes right now: it works as it did, only slower
-        if connection.execute("PRAGMA journal_mode").fetchone()[0] == "delete":
+        mode = connection.execute("PRAGMA journal_mode").fetchone()[0]
+        if mode == "wal":
+            connection.execute("PRAGMA synchronous = NORMAL")
+        elif mode == "delete":
             connection.execute("PRAGMA journal_mode = PERSIST")
+
+
+def settle(file: Path) -> None:
+    """See to it that what was written is on the disk, as far as nobody else is reading it."""
+    with suppress(sqlite3.OperationalError), closing(sqlite3.connect(file)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
 
 def _is_there(file: Path) -> bool:
@@ -68,3 +84,13 @@ def _is_there(file: Path) -> bool:
 def _copy(source: Path, target: Path) -> None:
     with closing(sqlite3.connect(source)) as reading, closing(sqlite3.connect(target)) as writing:
         reading.backup(writing)
+        if _file_system(target) in LOCAL_FILE_SYSTEMS:
+            # The database keeps this for whoever opens it: readers, such as the UI, and the writer do not wait for each other.
+            writing.execute("PRAGMA journal_mode = WAL")
+
+
+def _file_system(file: Path) -> str:
+    """Return the type of the file system that a file is on, empty where that is not known."""
+    above = {str(folder) for folder in file.resolve().parents}
+    mounts = [(len(mount.mountpoint), mount.fstype) for mount in psutil.disk_partitions(all=True) if mount.mountpoint in above]
+    return max(mounts, default=(0, ""))[1]

@@ -20,7 +20,7 @@ from raystudy.errors import UnreachableError
 from raystudy.tracking import names
 from raystudy.tracking.address import CREDENTIALS, artifact_root, database, redact
 from raystudy.tracking.content import Point, RunContent
-from raystudy.tracking.local_database import HALF_MADE, keep_rollback_journal, make_whole
+from raystudy.tracking.local_database import HALF_MADE, commit_quickly, make_whole, settle
 from raystudy.tracking.questions import PAGE, RUNS_PER_REQUEST, SMALL_PAGE, order_by_metric, trials_only, where
 
 _PROGRESS_BAR = "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"
@@ -63,7 +63,7 @@ def own_process(uri: str) -> None:
         from sqlalchemy import event
         from sqlalchemy.engine import Engine
 
-        event.listen(Engine, "connect", keep_rollback_journal)
+        event.listen(Engine, "connect", commit_quickly)
 
 
 class StoreDown(UnreachableError):
@@ -128,6 +128,11 @@ class Store:
             if file is None or "already exists" not in str(error):
                 raise
             raise StoreRefused(f"{error}; {HALF_MADE.format(file=file)}", "HALF_MADE") from error
+
+    def settle(self) -> None:
+        """See to it that what was written survives a power cut, where that is up to us."""
+        if (file := database(self.uri)) is not None:
+            settle(file)
 
     # Experiments
 

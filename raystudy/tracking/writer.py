@@ -171,6 +171,7 @@ class Writer:
                 time.sleep(_GATHER_S)
         if self._tail.is_ended:
             self._finish()
+        self._open().settle()
         return self._is_complete and not self._mirror.given_up
 
     def add_findings(self) -> None:
