@@ -1,7 +1,7 @@
 """Every file and folder that raystudy writes, named in one place.
 
 HOME/                         RAYSTUDY_HOME, else the user's data folder
-├── mlflow.db, artifacts/     the local tracking store, where no server is named
+├── mlflow.db, artifacts/     the local tracking store, where no server is named; SQLite's -wal and -shm, and a .lock, beside it
 ├── sources/                  registered models that studies begin with: SHA256.safetensors, and what is known of MODEL_ID.json
 └── studies/NAME/
     ├── journal.jsonl         the truth: every event of the study
