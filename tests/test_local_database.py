@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from raystudy.tracking.address import database
 from raystudy.tracking.local_database import commit_quickly, make_whole, settle
 from raystudy.tracking.store import Store, StoreRefused
 
@@ -27,6 +28,12 @@ def make_tables(uri: str) -> None:
 def rows(file: Path) -> list[tuple[int]]:
     with closing(sqlite3.connect(file)) as connection:
         return connection.execute("SELECT * FROM runs").fetchall()
+
+
+def test_the_file_of_an_address_is_without_its_options() -> None:
+    assert database("sqlite:////home/mlflow.db?timeout=60") == Path("/home/mlflow.db")
+    assert database("sqlite:///mlflow.db") == Path("mlflow.db")
+    assert database("postgresql://host/mlflow") is None
 
 
 @pytest.mark.parametrize("was_opened", [False, True])

@@ -51,7 +51,7 @@ def redact(uri: str) -> str:
 
 def database(uri: str) -> Path | None:
     """Return the file of a SQLite store, None for any other store."""
-    return Path(uri.removeprefix(_SQLITE)) if uri.startswith(_SQLITE) else None
+    return Path(uri.removeprefix(_SQLITE).partition("?")[0]) if uri.startswith(_SQLITE) else None
 
 
 def artifact_root(uri: str, name: str) -> str | None:

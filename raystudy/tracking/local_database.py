@@ -70,7 +70,7 @@ def commit_quickly(connection: object, _record: object = None) -> None:
 
 def settle(file: Path) -> None:
     """See to it that what was written is on the disk, as far as nobody else is reading it."""
-    with suppress(sqlite3.OperationalError), closing(sqlite3.connect(file)) as connection:
+    with suppress(sqlite3.Error), closing(sqlite3.connect(file)) as connection:
         connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
 
