@@ -116,7 +116,7 @@ def locate(text: str) -> Location:
         return Location(fs.LocalFileSystem(), os.path.normpath(path), text)
     try:
         filesystem, path = fs.FileSystem.from_uri(text)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         accepted = "a local path, or a URI that begins with s3://, gs://, abfss://, hdfs:// or file://"
         raise DataError(Problem(text, f"cannot be opened ({error})", accepted)) from error
     return Location(filesystem, path, text)
