@@ -19,7 +19,9 @@ from raystudy.tracking.store import Store, StoreRefused
 
 
 def make_tables(uri: str) -> None:
-    with closing(sqlite3.connect(uri.removeprefix("sqlite:///"))) as connection:
+    file = database(uri)
+    assert file is not None
+    with closing(sqlite3.connect(file)) as connection:
         connection.execute("CREATE TABLE runs (id)")
         connection.execute("INSERT INTO runs VALUES (7)")
         connection.commit()

@@ -150,14 +150,15 @@ def _netrc() -> Path:
 
 
 def _check_database(file: Path, *, create: bool) -> None:
-    if not create and not file.exists():
-        raise UnreachableError(f"there is no tracking store at {file}")
     try:
+        exists = file.exists()
+        if not create and not exists:
+            raise UnreachableError(f"there is no tracking store at {file}")
         file.parent.mkdir(parents=True, exist_ok=True)
-        if file.exists():
+        if exists:
             with closing(sqlite3.connect(file, timeout=_PROBE_TIMEOUT_S)) as connection:
                 connection.execute("PRAGMA schema_version")
     except (OSError, sqlite3.Error) as error:
         raise UnreachableError(f"the tracking store {file} cannot be opened: {error}") from error
-    if not os.access(file if file.exists() else file.parent, os.W_OK):
+    if not os.access(file if exists else file.parent, os.W_OK):
         raise UnreachableError(f"the tracking store {file} cannot be written")

@@ -17,8 +17,8 @@ LOCAL_FILE_SYSTEMS = frozenset(
 )
 """Where all processes that open a file are on one machine, as SQLite's write-ahead log needs it."""
 HALF_MADE = (
-    "its tables are not all there, as it is when MLflow was killed while it made them: move {file} away, "
-    "and `raystudy verify STUDY --repair` writes each study into a new one"
+    "its tables are not all there: another MLflow is making them now, or was killed while it did. "
+    "If trying again does not help, move {file} away, and `raystudy verify STUDY --repair` writes each study into a new one"
 )
 
 
