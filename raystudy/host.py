@@ -18,16 +18,21 @@ from typing import TYPE_CHECKING, Any
 import filelock
 
 from raystudy import __version__, paths
-from raystudy.errors import InputError, NotFoundError, Problem, StudyBusyError, UnreachableError
+from raystudy.errors import InputError, JournalError, NotFoundError, Problem, StudyBusyError, UnreachableError
 from raystudy.paths import StudyPaths
+from raystudy.records import StudyEnded, StudyRecord, StudyState
 from raystudy.spec import StudySpec
 from raystudy.spec.messages import nearest
 from raystudy.storage import in_words
+from raystudy.tracking.content import journal_id
+from raystudy.tracking.journal import last_event, read_events
 
 if TYPE_CHECKING:
     from raystudy.search.director import Director
 
 _RAY_TIMEOUT_S = 5.0
+_GLANCE_S = 0.5
+"""Whoever looks whether a study is run holds its lock for less."""
 
 _log = logging.getLogger(__name__)
 
@@ -49,6 +54,28 @@ def stop(name: str) -> int:
         raise NotFoundError(f"the study {name!r} is run by {driver['host']}: stop it there")
     os.kill(driver["pid"], signal.SIGINT)
     return int(driver["pid"])
+
+
+def driver_state(name: str, journal: str) -> StudyState | None:
+    """Return what has become of a study that nobody runs any more, which a driver that was killed could not tell MLflow.
+
+    Args:
+        name: the study.
+        journal: identifies the one that is meant (MLflow's tag): a study elsewhere may have the same name.
+
+    Returns:
+        How its journal ends, `interrupted` if in the middle; None if a process runs it, or if it is not of this machine.
+    """
+    try:
+        files = StudyPaths.of(name)
+        _, first = next(read_events(files.journal))
+        if journal_id(StudyRecord.fold([first])) != journal:
+            return None
+        with filelock.FileLock(files.lock).acquire(timeout=0):
+            last = last_event(files.journal)
+    except (filelock.Timeout, StopIteration, OSError, InputError, JournalError):
+        return None
+    return last.state if isinstance(last, StudyEnded) else StudyState.INTERRUPTED
 
 
 def _read_card(files: StudyPaths) -> dict[str, Any]:
@@ -100,7 +127,7 @@ def exclusive(files: StudyPaths) -> Iterator[None]:
     lock = filelock.FileLock(files.lock)
     try:
         files.root.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=_GLANCE_S)
     except filelock.Timeout as error:
         raise StudyBusyError(f"another process is running the study {files.root.name!r}") from error
     except OSError as error:

@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from raystudy.errors import NotFoundError
+from raystudy.host import driver_state
 from raystudy.query import ended, moment
 from raystudy.records import StudyState
 from raystudy.tracking import address, names
@@ -23,7 +24,7 @@ class StudyRow:
 
     Attributes:
         name: the study.
-        state: as its driver last said.
+        state: as its driver last said, unless it ran on this machine and is gone.
         trials: number of trials by state.
         budget_trials: the number of trials it may start.
         metric: the objective.
@@ -86,6 +87,8 @@ def _study_row(parent: StoredRun) -> StudyRow:
     """Return a study's line from its parent run alone, so that a list of many takes one request."""
     tags = parent.tags
     state, summary = StudyState(tags[names.STATE]), json.loads(tags.get(names.SUMMARY, "{}"))
+    if state is StudyState.RUNNING:  # a driver that was killed could not say so
+        state = driver_state(parent.name, tags[names.JOURNAL_ID]) or state
     return StudyRow(
         name=parent.name,
         state=state,

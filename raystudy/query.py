@@ -37,8 +37,13 @@ _POLL_S = 1.0
 class Control(Protocol):
     """Whoever can do something about a study's driver."""
 
-    def state(self, name: str) -> StudyState | None:
-        """Return `queued` or `running` while a driver waits or runs, `interrupted` if none does; None if that is not known."""
+    def state(self, name: str, journal: str | None) -> StudyState | None:
+        """Return `queued` or `running` while a driver waits or runs, how it was left if none does; None if that is not known.
+
+        Args:
+            name: the study.
+            journal: identifies its journal; None where MLflow does not know the study yet.
+        """
 
     def stop(self, name: str) -> None:
         """Ask the driver to end cleanly."""
@@ -85,14 +90,16 @@ class Study:
 
     @property
     def state(self) -> StudyState:
-        """Where the study is in its life, as its driver last said; on a cluster also whether one waits or is left."""
-        driver = self._control.state(self.name) if self._control else None
+        """Where the study is in its life, as its driver last said; where it runs is asked too whether there still is one."""
         try:
-            recorded = StudyState(self._reader.parent().tags[names.STATE])
+            tags = self._reader.parent().tags
         except NotFoundError:
+            driver = self._control.state(self.name, None) if self._control else None
             if driver is None:
                 raise
             return driver
+        recorded = StudyState(tags[names.STATE])
+        driver = self._control.state(self.name, tags[names.JOURNAL_ID]) if self._control else None
         # A driver that was killed said nothing; one that has just been started has said nothing yet.
         if driver in (StudyState.QUEUED, StudyState.RUNNING) or (driver and recorded is StudyState.RUNNING):
             return driver
@@ -265,7 +272,7 @@ class Study:
         )
 
     def status(self) -> StudyStatus:
-        """Return where the study is."""
+        """Return where the study is, by MLflow alone; `state` is its driver's last word here."""
         parent, rows = self._reader.parent(), self._reader.rows()
         ranked = self._ranked(rows)
         state = StudyState(parent.tags[names.STATE])

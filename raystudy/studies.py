@@ -18,9 +18,9 @@ class LocalControl:
         """Resume with `tracking_uri`, by default where the study was recorded."""
         self._tracking_uri = tracking_uri
 
-    def state(self, name: str) -> StudyState | None:  # noqa: ARG002
-        """Know nothing that MLflow does not know."""
-        return None
+    def state(self, name: str, journal: str | None) -> StudyState | None:
+        """Return how the study was left if nobody runs it any more."""
+        return None if journal is None else host.driver_state(name, journal)
 
     def stop(self, name: str) -> None:
         """Ask the process to end cleanly."""
@@ -40,7 +40,7 @@ class ClusterControl:
         """Look after the studies of the cluster whose dashboard is at `address`."""
         self._address = address
 
-    def state(self, name: str) -> StudyState | None:
+    def state(self, name: str, journal: str | None) -> StudyState | None:  # noqa: ARG002
         """Return whether a driver waits or runs; None where the cluster has never heard of the study."""
         return Cluster(self._address).state(name)
 

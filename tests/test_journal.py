@@ -12,7 +12,8 @@ from journals import study_events, write_journal
 
 from raystudy.errors import JournalError
 from raystudy.records import EVENTS, Event, StudyEnded, StudyRecord, StudyState, TrialState, event_from_json
-from raystudy.tracking.journal import Journal, decode, encode, read_events, read_journal
+from raystudy.tracking import journal
+from raystudy.tracking.journal import Journal, decode, encode, last_event, read_events, read_journal
 from raystudy.tracking.tail import Tail
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
@@ -100,6 +101,16 @@ def test_a_torn_last_line_is_not_an_event_and_is_cut_off_by_the_next_driver(tmp_
     with Journal(path) as journal:
         journal.append(events[-1])
     assert path.read_bytes() == whole
+
+
+@given(events=st.lists(ANY_EVENT, max_size=6), block=st.integers(1, 400), torn=st.binary(max_size=300))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_the_last_event_is_read_from_the_end(tmp_path: Path, events: list[Event], block: int, torn: bytes) -> None:
+    path = tmp_path / "journal.jsonl"
+    path.write_bytes(b"".join(map(encode, events)) + torn.replace(b"\n", b""))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(journal, "_BLOCK", block)
+        assert last_event(path) == (events[-1] if events else None)
 
 
 def test_a_journal_that_is_one_torn_line_becomes_empty(tmp_path: Path) -> None:

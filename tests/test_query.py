@@ -4,11 +4,13 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
+import filelock
 import pytest
 import torch
 from hypothesis import given
@@ -28,6 +30,7 @@ from raystudy.records import (
     Config,
     Event,
     Reported,
+    StudyEnded,
     StudyPlaced,
     StudyRecord,
     StudyState,
@@ -38,6 +41,7 @@ from raystudy.records import (
 from raystudy.spec import StudySpec
 from raystudy.studies import open_study
 from raystudy.tracking import names
+from raystudy.tracking.journal import encode
 from raystudy.tracking.models import KeptModel, load_kept, read_model, write_model
 from raystudy.tracking.reader import StudyReader, connect
 from raystudy.tracking.rows import TrialRow
@@ -274,8 +278,9 @@ class Driver:
     def __init__(self, states: Iterator[StudyState | None]) -> None:
         self.states, self.calls = states, list[str]()
 
-    def state(self, name: str) -> StudyState | None:
+    def state(self, name: str, journal: str | None) -> StudyState | None:
         assert name
+        assert journal is None or len(journal) == 16
         return next(self.states)
 
     def stop(self, name: str) -> None:
@@ -315,6 +320,43 @@ def test_the_state_is_what_the_driver_is_doing_else_what_it_last_said(
     study, _ = study_with(uri, name, StudyState(driver) if driver else None)
     assert study.state is StudyState(state)
     assert study.is_recorded is (recorded != "nowhere")
+
+
+ENDED = StudyEnded(2.0, StudyState.COMPLETED, "")
+
+
+@pytest.mark.parametrize(
+    ("added", "delay", "is_held", "state"),
+    [
+        ((), 0.0, False, StudyState.INTERRUPTED),
+        ((), 0.0, True, StudyState.RUNNING),
+        ((ENDED,), 0.0, False, StudyState.COMPLETED),  # MLflow could not be told any more
+        ((), 7.0, False, StudyState.RUNNING),  # another study of the same name was run here
+        (None, 0.0, False, StudyState.RUNNING),  # the journal is empty
+    ],
+)
+@pytest.mark.usefixtures("record")
+def test_a_driver_that_was_killed_on_this_machine_is_seen_to_be_gone(
+    uri: str,
+    added: tuple[Event, ...] | None,
+    delay: float,
+    is_held: bool,
+    state: StudyState,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RAYSTUDY_HOME", str(tmp_path))
+    files = StudyPaths.of("running")
+    files.root.mkdir(parents=True)
+    first = started(Clock(), spec_dict(name="running", objective={"metric": "val_loss"}))
+    first = replace(first, time=first.time + delay)
+    files.journal.write_bytes(b"" if added is None else b"".join(map(encode, [first, *added])))
+    with filelock.FileLock(files.lock) if is_held else nullcontext():
+        study = open_study("running", uri)
+        listed = next(row for row in list_studies(uri) if row.name == "running")
+        assert (study.state, listed.state) == (state, state)
+    with host.exclusive(files):  # asking left the study free
+        pass
 
 
 @pytest.mark.usefixtures("record")

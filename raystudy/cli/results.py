@@ -39,17 +39,17 @@ def list_(tracking_uri: str | None, address: str | None, as_json: bool) -> None:
 @options.address
 @options.as_json
 def status(name: str, tracking_uri: str | None, address: str | None, as_json: bool) -> None:
-    """Show where a study is: trials by state, best so far; on a cluster also whether it waits or has lost its driver."""
+    """Show where a study is: trials by state, best so far, whether it waits or has lost its driver."""
     from raystudy.records import StudyState
     from raystudy.studies import lazy_study_on
 
     study = lazy_study_on(name, tracking_uri, address)
-    state = study.state
     if not study.is_recorded:  # only its driver is known
+        state = study.state
         words = {StudyState.QUEUED: "waits for a place", StudyState.RUNNING: "is starting"}.get(state, "ended before it began")
         options.print_json({"name": name, "state": state.value}) if as_json else click.echo(f"{name} {words}")
         return
-    found = replace(study.status(), state=state)
+    found = replace(study.status(), state=study.state)
     if as_json:
         options.print_json(found.to_dict())
         return

@@ -22,6 +22,9 @@ from raystudy.errors import JournalError
 from raystudy.records import Event, event_from_json
 from raystudy.storage import Pause, in_words, keep_trying
 
+_BLOCK = 1 << 16
+"""Bytes that are read at a time from the end."""
+
 
 def encode(event: Event) -> bytes:
     """Return the line of `event`, newline included."""
@@ -60,6 +63,23 @@ def read_events(path: Path, *, offset: int = 0) -> Iterator[tuple[int, Event]]:
             event = decode(line, where=f"{path}, byte {offset}")
             offset += len(line)
             yield offset, event
+
+
+def last_event(path: Path) -> Event | None:
+    """Return the last whole event without reading the others; None where there is none.
+
+    Raises:
+        JournalError: it is damaged.
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        end, block = file.seek(0, os.SEEK_END), b""
+        while end > 0 and block[: block.rfind(b"\n")].count(b"\n") == 0:  # not yet a whole line with what ends the one before
+            start = max(0, end - _BLOCK)
+            file.seek(start)
+            block, end = file.read(end - start) + block, start
+    lines = block[: block.rfind(b"\n") + 1].splitlines(keepends=True)
+    return decode(lines[-1], where=f"{path}, last line") if lines else None
 
 
 def read_journal(path: Path) -> list[Event]:
