@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from hosts import KEY, ROOT, STORAGE, Hosts
+from waiting import wait_until
 
 CONFIG = ROOT / "clusters" / "onprem.yaml"
 _ON_CLIENT = "/root/onprem.yaml"
@@ -153,10 +153,7 @@ class Cluster:
 
     def wait_for(self, condition: Callable[[], bool], seconds: float, what: str) -> None:
         """Wait until a condition holds; fail, with the cluster's logs, when it does not within `seconds`."""
-        deadline = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < deadline, f"waited {seconds:g} s for {what}\n{self.processes()}\n{self.logs()}"
-            time.sleep(0.2)
+        wait_until(condition, what, seconds, poll=0.2, context=lambda: f"{self.processes()}\n{self.logs()}")
 
     def logs(self) -> str:
         """Return the ends of the logs that tell why a cluster does not do what it should."""

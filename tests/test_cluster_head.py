@@ -12,7 +12,6 @@ import stat
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
@@ -22,6 +21,7 @@ from typing import Any
 
 import psutil
 import pytest
+from waiting import wait_until
 
 from raystudy.cli import _call
 from raystudy.cluster import head, head_settings, processes
@@ -58,13 +58,6 @@ def processes_of_mine() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
     for process in started:
         process.kill()
         process.wait()
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def settings(**changes: Any) -> ServerSettings:
@@ -286,9 +279,9 @@ def test_marked_processes_are_found_also_as_orphans_and_end(
     mark = str(tmp_path)
     parent = processes_of_mine("sh", "-c", "trap '' TERM; sleep 300 & sleep 300", RAYSTUDY_TEST=mark)
     processes_of_mine("sleep", "300", RAYSTUDY_TEST="another")
-    wait_until(lambda: len(marked("RAYSTUDY_TEST", mark)) == 3)
+    wait_until(lambda: len(marked("RAYSTUDY_TEST", mark)) == 3, "three processes")
     parent.kill()
-    wait_until(lambda: len(marked("RAYSTUDY_TEST", mark)) == 2)
+    wait_until(lambda: len(marked("RAYSTUDY_TEST", mark)) == 2, "the first one to end")
     end(marked("RAYSTUDY_TEST", mark), patience=0.2)  # these ignore SIGTERM, as their parent did
     assert marked("RAYSTUDY_TEST", mark) == []
     assert len(marked("RAYSTUDY_TEST", "another")) == 1
@@ -301,7 +294,7 @@ def test_a_process_that_ended_but_was_not_waited_for_is_not_alive(
     seen = psutil.Process(process.pid)
     assert alive(seen)
     process.kill()
-    wait_until(lambda: not alive(seen))
+    wait_until(lambda: not alive(seen), "the process to end")
     process.wait()
     assert not alive(seen)
 
@@ -316,8 +309,8 @@ def test_the_guard_ends_its_supervisor_and_what_is_left_when_ray_ends(
     said = tmp_path / "said"
     code = "import subprocess as s, sys; s.Popen(['sleep', '300']); s.run(sys.argv[2:], stdout=open(sys.argv[1], 'w'))"
     supervisor = processes_of_mine(sys.executable, "-c", code, str(said), *guard, **mark)
-    wait_until(lambda: said.exists() and "ends with" in said.read_text())
+    wait_until(lambda: said.exists() and "ends with" in said.read_text(), "the guard to be there")
     assert len(marked("RAYSTUDY_HEAD", str(tmp_path))) == 3
     ray.kill()  # and not waited for
     assert supervisor.wait(30) == -signal.SIGTERM
-    wait_until(lambda: not marked("RAYSTUDY_HEAD", str(tmp_path)))
+    wait_until(lambda: not marked("RAYSTUDY_HEAD", str(tmp_path)), "the last process to end")

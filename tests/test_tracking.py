@@ -6,13 +6,13 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from journals import Clock, config_of, spec_dict, started, study_events, trial_events, write_journal
 from stores import Server, closed_pipe, empty_store, feed, free_port
+from waiting import wait_until
 
 from raystudy.errors import StudyBusyError, UnreachableError
 from raystudy.paths import StudyPaths
@@ -303,7 +303,7 @@ def test_a_driver_killed_at_any_moment_leaves_what_it_wrote_in_mlflow(files: Stu
         "print(feeder.pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
     )
     killed = subprocess.run([sys.executable, "-c", driver], capture_output=True, text=True, check=False)
-    wait_for(lambda: not Path(f"/proc/{int(killed.stdout)}").exists())
+    wait_until(lambda: not Path(f"/proc/{int(killed.stdout)}").exists(), "the writer to end")
     assert_complete(uri, StudyRecord.fold(events))
 
 
@@ -322,7 +322,7 @@ def test_a_writer_killed_at_random_moments_loses_and_doubles_nothing(
             feeder(event)
             if index % 25 == 20:
                 at_least = 2 + rng.randrange(index // 10)
-                wait_for(lambda least=at_least: count_rows(uri, "runs") >= least)  # type: ignore[misc]
+                wait_until(lambda least=at_least: count_rows(uri, "runs") >= least, f"{at_least} runs")  # type: ignore[misc]
                 os.kill(feeder.pid, signal.SIGKILL)
                 feeder.restart_now()
     assert feeder.finish()
@@ -348,20 +348,15 @@ def test_a_server_that_goes_away_and_comes_back_gets_everything_once(
                 journal.append(event)
                 feeder(event)
                 if index == len(rest) // 3:
-                    wait_for(lambda: count_rows(f"sqlite:///{folder}/mlflow.db", "runs") > 2)
+                    wait_until(lambda: count_rows(f"sqlite:///{folder}/mlflow.db", "runs") > 2, "the first trials")
                     server.kill()
                 if index == len(rest) * 2 // 3:
-                    wait_for(lambda: "trying again" in files.writer_log.read_text())
+                    wait_until(lambda: "trying again" in files.writer_log.read_text(), "the writer to notice")
         server.start()
         assert feeder.finish()
         assert_complete(server.uri, StudyRecord.fold(read_journal(files.journal)))
     finally:
         server.kill()
-
-
-def wait_for(is_so: Callable[[], bool]) -> None:
-    while not is_so():  # pytest's own time limit ends a wait that is in vain
-        time.sleep(0.05)
 
 
 def count_rows(uri: str, table: str) -> int:

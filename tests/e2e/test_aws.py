@@ -14,10 +14,9 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from typing import Any
 import boto3
 import pytest
 from stores import free_port
+from waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -119,16 +119,6 @@ class Aws:
             process.wait(timeout=120)
 
 
-def wait_for(found: Callable[[], bool], what: str, seconds: float = 240) -> None:
-    """Wait until `found` is true."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if found():
-            return
-        time.sleep(0.05)
-    raise AssertionError(f"no {what} within {seconds} s")
-
-
 @pytest.fixture
 def aws(tmp_path: Path) -> Iterator[Aws]:
     home, programs, temporary = tmp_path / "home", tmp_path / "bin", tmp_path / "tmp"
@@ -157,7 +147,7 @@ def aws(tmp_path: Path) -> Iterator[Aws]:
     mocked = Aws(environment["AWS_ENDPOINT_URL"], tmp_path, environment)
     try:
         mocked.start(sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port), log="moto.log")
-        wait_for(lambda: _answers(mocked.endpoint), "answer of moto")
+        wait_until(lambda: _answers(mocked.endpoint), "moto to answer")
         yield mocked
     finally:
         mocked.end()
@@ -217,7 +207,7 @@ def test_ray_up_launches_the_head_and_then_the_workers_that_it_is_asked_for(aws:
 
     up = aws.start("ray", "up", "-y", "cluster.yaml", log="up.log")
     calls = aws.folder / "bin" / "ssh.log"
-    wait_for(lambda: (calls.exists() and calls.stat().st_size > 0) or up.poll() is not None, "call of ssh")
+    wait_until(lambda: (calls.exists() and calls.stat().st_size > 0) or up.poll() is not None, "ray up to call ssh")
     assert up.poll() is None, aws.log("up.log")
 
     (head,) = aws.instances("head")

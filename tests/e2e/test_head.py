@@ -6,7 +6,6 @@ import os
 import stat
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 from stores import free_port
+from waiting import wait_until
 
 from raystudy.cluster.keys import make_keys, read_credentials, token_file
 from raystudy.cluster.processes import marked
@@ -121,13 +121,6 @@ def head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Head]:
     made.ray.wait()
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 240) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-
-
 def test_a_head_from_start_to_stop(head: Head) -> None:
     began = head.start()
     assert began.returncode == 0, began.stderr
@@ -177,19 +170,22 @@ def test_a_head_whose_supervisor_was_killed_is_replaced_and_ends_with_ray(head: 
     assert head.start().returncode == 0
     supervisor = psutil.Process(int((head.state / "supervisord.pid").read_text()))
     supervisor.kill()
-    wait_until(lambda: not supervisor.is_running())
+    wait_until(lambda: not supervisor.is_running(), "the supervisor to end")
     began = head.start()  # what a dead supervisor left is replaced
     assert "answers" in began.stdout, began.stderr
     assert len(head.processes()) == 4
     head.ray.kill()
     head.ray.wait()
-    wait_until(lambda: head.processes() == [])
+    wait_until(lambda: head.processes() == [], "the last process to end")
 
 
 def kill_and_wait(head: Head, victim: Callable[[], psutil.Process]) -> None:
     before = head.server().pid
     victim().kill()
-    wait_until(lambda: [process.pid for process in head.servers()] not in ([], [before]) and head.status("/health") == 200)
+    wait_until(
+        lambda: [process.pid for process in head.servers()] not in ([], [before]) and head.status("/health") == 200,
+        "another server to answer",
+    )
 
 
 def secrets_in_the_open(head: Head) -> list[str]:

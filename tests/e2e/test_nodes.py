@@ -16,6 +16,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 from toys import Mishap, ToyTrainer, conduct, direct, table, toy_spec
+from waiting import wait_until
 
 from raystudy.records import Event, StudyState, TrialRetried, TrialState
 from raystudy.search.capacity import Slots
@@ -62,10 +63,7 @@ def when_held(cluster: Cluster, trainer: ToyTrainer, trial_id: str, act: Callabl
     place = trainer.checkpoint(trial_id).with_name("node")
 
     def wait_and_act() -> None:
-        deadline = time.monotonic() + 240
-        while not place.exists():
-            assert time.monotonic() < deadline, f"{trial_id} was not held within four minutes"
-            time.sleep(0.05)
+        wait_until(place.exists, f"{trial_id} to be held")
         act(next(node for node in cluster.list_all_nodes() if node.node_id == place.read_text()))
 
     return ThreadPoolExecutor(1).submit(wait_and_act)
