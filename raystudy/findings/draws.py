@@ -220,13 +220,14 @@ class Draws:
             mine = component.frequencies[:, columns]
             rest = points.x @ component.frequencies.T + component.phases - points.x[:, columns] @ mine.T
             angle = nodes.x[:, columns] @ mine.T
-            # cos(a + b) = cos a cos b - sin a sin b: the draws at all pairs of configuration and node are matrix products.
+            # cos(a + b) = cos a cos b - sin a sin b: the draws at all pairs of configuration and node are one matrix product.
             left = np.concatenate([others, np.cos(rest), -np.sin(rest)], axis=1)
             right = np.concatenate([own, np.cos(angle).T, np.sin(angle).T], axis=0)
             level, step = trend @ component.slopes + component.constant, steps @ component.slopes[columns]
-            for b in range(self.size):
-                weights = np.concatenate([component.updates[:, b], component.amplitudes[:, b], component.amplitudes[:, b]])
-                out[b] += coefficient * ((left * weights) @ right + level[:, b, None] + step[:, b])
+            weights = np.concatenate([component.updates, component.amplitudes, component.amplitudes])
+            weighted = (weights[:, :, None] * right[:, None, :]).reshape(len(right), -1)
+            smooth = (left @ weighted).reshape(len(points.x), self.size, len(nodes.x)).transpose(1, 0, 2)
+            out += coefficient * (smooth + level.T[:, :, None] + step.T[:, None, :])
         return out
 
     def _needed(self, coefficients: Floats) -> Iterator[tuple[_Component, float]]:
