@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from journals import study_events
 from safetensors.torch import save
 from stores import Server, empty_store
 from toys import ToyTrainer, toy_spec
@@ -26,7 +27,8 @@ from raystudy.finetune.names import parse_backbone
 from raystudy.finetune.source_models import SourceModel, Sources, file_digest
 from raystudy.finetune.trainer import FineTuneTrainer, check_weights
 from raystudy.paths import StudyPaths
-from raystudy.records import StudyRecord
+from raystudy.progress import event_line
+from raystudy.records import Event, StudyRecord
 from raystudy.space import Space
 from raystudy.spec import StudySpec
 from raystudy.spec.sources import alias, alias_of
@@ -633,12 +635,21 @@ def test_a_cluster_gets_the_study_that_the_file_stands_for(
             taken.append(spec)
             return SimpleNamespace(job=SimpleNamespace(job_id="raystudy-shapes"), state="queued")
 
+        def events(self, name: str) -> Iterator[Event]:
+            assert name == "shapes"
+            return iter(study_events(1))
+
     monkeypatch.setattr("raystudy.cluster.service.Cluster", Cluster)
     file = tmp_path / "shapes.yaml"
     file.write_text(json.dumps(PRETRAINING))
     assert command("pretrain", str(file), "--address", "http://head:8265") == 0
     assert taken == [preflight.check_pretraining(PRETRAINING)]
-    assert capsys.readouterr().out.startswith("shapes waits for a place on http://head:8265 as the job raystudy-shapes")
+    told = capsys.readouterr().out
+    assert told.startswith("shapes waits for a place on http://head:8265 as the job raystudy-shapes")
+    assert command("pretrain", str(file), "--address", "http://head:8265", "--follow") == 0
+    assert capsys.readouterr().out == told + "".join(f"{event_line(event)}\n" for event in study_events(1))
+    assert command("pretrain", str(file), "--follow") == 2
+    assert "--follow goes with --address" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -42,6 +42,12 @@ def address(command: Command) -> Command:
     return click.option("--address", metavar="URL", help=text)(command)
 
 
+def follow(command: Command) -> Command:
+    """Add `--follow`."""
+    text = "Show the study until it ends; Ctrl-C detaches, it stops nothing."
+    return click.option("--follow", "-f", "follows", is_flag=True, help=text)(command)
+
+
 def events(command: Command) -> Command:
     """Add `--events`."""
     text = "Print every event of the study as a line of JSON on stdout, for other programs."

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 @click.option("--inline", is_flag=True, help="Train in this process, one model after another, without Ray.")
 @click.option("--resume", "may_resume", is_flag=True, help="Go on with the models of this name and file if there are some.")
 @click.option("--address", metavar="URL", help="Train on the cluster with this dashboard, such as http://127.0.0.1:8265.")
+@options.follow
 @options.as_json
 def pretrain(
     file: Path,
@@ -35,15 +36,18 @@ def pretrain(
     inline: bool,
     may_resume: bool,
     address: str | None,
+    follows: bool,
     as_json: bool,
 ) -> int:
     """Train source models on numbers of categories and of images, and register each under an alias for studies to name."""
     from raystudy.preflight import read_study
 
+    if follows and address is None:
+        raise click.UsageError("--follow goes with --address; on this machine the training is shown anyway")
     is_here = address is None
     spec = read_study(file, overrides, name=name, tracking_uri=tracking_uri, is_here=is_here, is_for_sources=True)
     if address is not None:
-        return _submit(spec, address, may_resume=may_resume, as_json=as_json)
+        return _submit(spec, address, may_resume=may_resume, follows=follows, as_json=as_json)
     from raystudy.cli.studies import conduct, exit_code
 
     outcome = conduct(spec, inline=inline, may_resume=may_resume)
@@ -68,13 +72,13 @@ class _Model:
     version: str
 
 
-def _submit(spec: StudySpec, address: str, *, may_resume: bool, as_json: bool) -> int:
-    from raystudy.cli.submit import tell
+def _submit(spec: StudySpec, address: str, *, may_resume: bool, follows: bool, as_json: bool) -> int:
+    from raystudy.cli.submit import follow, tell
     from raystudy.cluster.service import Cluster
 
     cluster = Cluster(address)
     tell(spec.name, cluster, cluster.submit(spec, resume=may_resume), as_json=as_json)
-    return 0
+    return follow(cluster, spec.name) if follows else 0
 
 
 def _models(spec: StudySpec, outcome: Outcome) -> list[_Model]:

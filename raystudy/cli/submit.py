@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 @click.option("--name", help="Give the study another name than the file's.")
 @options.address
 @click.option("--resume", "may_resume", is_flag=True, help="Continue the study if there is one of this name and file.")
-@click.option(
-    "--follow", "-f", "follows", is_flag=True, help="Show the study until it ends; Ctrl-C detaches, it stops nothing."
-)
+@options.follow
 @click.option("--dry-run", is_flag=True, help="Check everything on the cluster and print the plan and its cost; start nothing.")
 @options.as_json
 def submit(
