@@ -306,7 +306,7 @@ def measure(way: str, shape: Shape, folder: Path) -> Cost:
     if done.returncode:
         raise SystemExit(f"{way} failed:\n{done.stderr[-3000:]}")
     answer = json.loads(done.stdout.splitlines()[-1])
-    busy = sum(samples[-1][1] for samples in used.values())
+    busy = sum(use.samples[-1][1] for use in used.values())
     return Cost(wall=wall, after=now - answer.pop("ended"), busy=busy, **answer)
 
 

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -55,20 +56,34 @@ def clear(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-Used = Mapping[int, list[tuple[float, float]]]
-"""Of each process by its id: (seconds since 1970, processor seconds so far), once a second."""
+@dataclass
+class Use:
+    """The processor time of a process.
+
+    Attributes:
+        command: its command line, the last one that was seen.
+        samples: (seconds since 1970, processor seconds so far), once a second.
+    """
+
+    command: str = ""
+    samples: list[tuple[float, float]] = field(default_factory=list)
+
+
+Used = Mapping[int, Use]
+"""Of each process by its id."""
 
 
 @contextmanager
 def processor_time(folder: Path) -> Iterator[Used]:
     """Gather the processor time of the processes started within `scratch`, while the context lasts."""
-    used: dict[int, list[tuple[float, float]]] = {}
+    used: dict[int, Use] = {}
 
     def gather() -> None:
         for process in marked(MARK, str(folder)):
             with suppress(psutil.Error):  # it has just ended
-                times = process.cpu_times()
-                used.setdefault(process.pid, []).append((time.time(), times.user + times.system))
+                use, times = used.setdefault(process.pid, Use()), process.cpu_times()
+                use.samples.append((time.time(), times.user + times.system))
+                use.command = " ".join(process.cmdline()) or use.command
 
     with repeatedly(gather, seconds=_SAMPLE_S):
         yield used

@@ -24,7 +24,9 @@ Exit code 1 if the median start is above --start-at-most seconds or the share ab
 from __future__ import annotations
 
 import argparse
+import functools
 import gzip
+import importlib
 import json
 import os
 import statistics
@@ -48,11 +50,11 @@ class Moment:
     """Something that happened in a trial's process.
 
     Attributes:
-        what: `opened` (the trial was taken on), `batch` (its first batch enters the network) or `reported`.
+        what: `opened` (the trial was taken on), `batch` (its first batch enters the network), `reported`, or one of PARTS.
         trial_id: of which trial.
         time: seconds since 1970.
         cpu: processor time of the process so far, in seconds.
-        pure: of a report: seconds of training and validation.
+        pure: of a report: seconds of training and validation; of one of PARTS: its seconds.
     """
 
     what: str
@@ -60,6 +62,10 @@ class Moment:
     time: float
     cpu: float
     pure: float = 0.0
+
+
+PARTS = {"checkpoint": ("checkpoint", "save"), "read-out": ("readouts_trial.ReadOuts", "record")}
+"""What a trial's process does between training and report, and the function of `raystudy.finetune` that does it."""
 
 
 class Clocked:
@@ -103,7 +109,28 @@ class ClockedTrainer:
                 file.write(json.dumps(vars(moment)) + "\n")
 
         note("opened")
+        for part, (owner, name) in PARTS.items():
+            _clock(part, owner, name, note)
         return Clocked(self.inner.open(ticket), note)
+
+
+def _clock(part: str, owner: str, name: str, note: Any) -> None:
+    """Write down how long each call of a function takes from now on."""
+    module, _, cls = owner.partition(".")
+    place: Any = importlib.import_module(f"raystudy.finetune.{module}")
+    place = getattr(place, cls) if cls else place
+    inner = getattr(place, name)
+    inner = getattr(inner, "__wrapped__", inner)  # of the trial before
+
+    @functools.wraps(inner)
+    def clocked(*arguments: Any, **options: Any) -> Any:
+        began = time.perf_counter()
+        try:
+            return inner(*arguments, **options)
+        finally:
+            note(part, time.perf_counter() - began)
+
+    setattr(place, name, clocked)
 
 
 def run_study(file: Path, folder: Path) -> None:
@@ -138,13 +165,19 @@ class Run:
     processes: tuple[tuple[Moment, ...], ...]
     service: Used
 
-    def service_seconds(self, first: float, last: float) -> float:
-        """Return the processor time that the service took between two moments."""
-        total = 0.0
-        for samples in self.service.values():
-            times, used = zip(*samples, strict=True)
-            total += float(np.interp(last, times, used) - np.interp(first, times, used, left=0.0))
+    def service_seconds(self, first: float, last: float) -> dict[str, float]:
+        """Return the processor time that the service took between two moments, by who took it."""
+        total = dict.fromkeys(("Ray's own processes", "driver", "MLflow writer"), 0.0)
+        for use in self.service.values():
+            times, used = zip(*use.samples, strict=True)
+            total[_who(use.command)] += float(np.interp(last, times, used) - np.interp(first, times, used, left=0.0))
         return total
+
+
+def _who(command: str) -> str:
+    if "raystudy.tracking" in command:
+        return "MLflow writer"
+    return "driver" if f"{Path(__file__).name} --study" in command else "Ray's own processes"
 
 
 def measure(spec: Mapping[str, Any], folder: Path) -> Run:
@@ -269,18 +302,30 @@ def measure_share(folder: Path, trials: int, epochs: int, seconds: float) -> flo
     beside = period - sum(later)
     begin, end = min(process[0].time for process in processes), max(process[-1].time for process in processes)
     service = run.service_seconds(begin, end)
-    share = (beside + service) / sum(later)
+    share = (beside + sum(service.values())) / sum(later)
+    parts = dict.fromkeys(PARTS, 0.0)
+    for process, told in zip(run.processes, processes, strict=True):
+        for moment in process:
+            if moment.what in parts and moment.time > told[0].time:
+                parts[moment.what] += moment.pure
+    parts["reports, decisions, starts"] = beside - sum(parts.values())
     everything = sum(report.pure for process in processes for report in process)
     print(
         f"{trials} trials of {epochs} epochs of {statistics.mean(later):.1f} s ({count:,} images), {SLOTS} at a time: "
         f"{len(later)} epochs and {trials - len(processes)} trial starts measured, pure training {sum(later):.1f} s; "
-        f"trials' processes besides {beside:.2f} s ({beside / sum(later):.2%}), "
-        f"processor time of all other processes {service:.2f} s ({service / sum(later):.2%}); share {share:.2%}; "
+        f"trials' processes besides {_split(parts, sum(later))}; "
+        f"processor time of all other processes {_split(service, sum(later))}; share {share:.2%}; "
         f"once a study (start, cold processes, end, findings): {run.wall - everything / SLOTS - beside / SLOTS:.1f} s; "
         f"load {os.getloadavg()[0]:.1f}",
         flush=True,
     )
     return share
+
+
+def _split(seconds: Mapping[str, float], pure: float) -> str:
+    total = sum(seconds.values())
+    parts = ", ".join(f"{name} {part:.2f} s" for name, part in seconds.items())
+    return f"{total:.2f} s ({total / pure:.2%}: {parts})"
 
 
 def main() -> None:
