@@ -21,6 +21,8 @@ from raystudy.findings.verdict import interval, pair_share
 MOST_FACTORS = 8
 """Factors among which interactions are looked at: those with the largest total indices."""
 _SURFACES = 3
+_SETS, _SETS_TO_CHOOSE = 8, 3
+"""Sets of hyperparameters whose functions an effect is read from, and those that say where tuned nuisance factors lie."""
 
 
 @dataclass(frozen=True)
@@ -131,16 +133,24 @@ def marginal(reading: Reading, design: Design, name: str, *, is_tuned: bool = Tr
         is_tuned: whether the best of each group counts, averaged over the groups; else the mean of all configurations.
     """
     active = design.active(name)
-    inverse, better = reading.fitted.response.inverse, reading.better
-    found, weights = [], []
-    for weight, draws in fewer(reading.posterior, 8):
-        values = inverse(values_along(draws, design, draws.points(design.x), name, reading.coefficients))
-        weights.append(np.full(draws.size, weight / draws.size))
-        if not is_tuned:
-            found.append(values[:, active].mean(axis=1))
-        else:
-            found.append(better * tuning.best_of_groups(better * values, active))
-    return Marginal(np.concatenate(found), np.concatenate(weights))
+    few = fewer(reading.posterior, _SETS)
+    weights = np.concatenate([np.full(draws.size, weight / draws.size) for weight, draws in few])
+    if not is_tuned:
+        return Marginal(_along(reading, few, design, name)[:, active].mean(axis=1), weights)
+    values = _along(reading, fewer(reading.posterior, _SETS_TO_CHOOSE), design, name)
+    best = tuning.chosen(reading.better * values, active)
+    u = design.u[best]
+    u[:, :, design.index(name)] = design.nodes[name].u
+    x = reading.measure.points(u.reshape(best.size, -1))[0]
+    there = [reading.fitted.response.inverse(draws.at(draws.points(x), reading.coefficients)) for _, draws in few]
+    return Marginal(np.concatenate(there).reshape(-1, *best.shape).mean(axis=1), weights)
+
+
+def _along(reading: Reading, posterior: Posterior, design: Design, name: str) -> Floats:
+    """Return functions at a design with one factor at each of its nodes, shape (draws, n, nodes)."""
+    inverse, coefficients = reading.fitted.response.inverse, reading.coefficients
+    each = (values_along(draws, design, draws.points(design.x), name, coefficients) for _, draws in posterior)
+    return np.concatenate([inverse(values) for values in each])
 
 
 def pairs(reading: Reading, drawn: Drawn, floor: float, names: list[str]) -> tuple[list[Share], list[Surface]]:

@@ -18,13 +18,13 @@ from raystudy.findings.design import Design
 from raystudy.findings.effects import Marginal, Reading
 from raystudy.findings.fitting import fewer
 from raystudy.findings.indices import Drawn
-from raystudy.findings.tuning import TUNINGS
+from raystudy.findings.tuning import QUESTIONS
 from raystudy.findings.verdict import interval
 
 _STARTS, _ROUNDS = 4, 3
 """Configurations from which the search for the best goes on, and how often each factor is tried at its values."""
-_QUESTIONS, _TUNING_ROUNDS = 4, 2
-"""Combinations of the other scientific factors for which a value is tuned, and rounds of that."""
+_QUESTIONS, _TUNINGS, _TUNING_ROUNDS = 4, 64, 2
+"""Combinations of the other scientific factors for which a value is tuned, tunings to begin with, rounds of that."""
 _SETS, _TUNING_SETS = 12, 4
 """Sets of hyperparameters whose functions a search looks at; what is read in the end, is read from all."""
 _MOST_TRIED = 8
@@ -112,7 +112,7 @@ def tuned_at(reading: Reading, design: Design, factor: str, places: Floats) -> M
         One column per value, averaged over the other scientific factors.
     """
     scientific = [name for name in design.nodes if name in reading.scientific]
-    groups = design.u.reshape(-1, TUNINGS, design.u.shape[1])[: _QUESTIONS if len(scientific) > 1 else 1]
+    groups = design.u.reshape(QUESTIONS, -1, design.u.shape[1])[: _QUESTIONS if len(scientific) > 1 else 1, :_TUNINGS]
     free = [name for name in design.nodes if name not in scientific and name != factor]
     few = replace(reading, posterior=fewer(reading.posterior, _TUNING_SETS))
     search = _Search(few, design, free, design.index(factor))

@@ -35,8 +35,8 @@ MOST_LEVELS = 64
 BACKBONE = "backbone"
 """The factor that a list of backbones is."""
 _FACTOR_OF = {RATE: "learning_rate", DEPTH: "frozen_depth"}
-_NODES = 32
-"""Values along one factor."""
+_NODES, _TUNINGS = 32, 64
+"""Values along one factor, and values of the nuisance factors that are tried: all functions are read at all of them."""
 _SETS = 12
 """Sets of hyperparameters whose functions are read: 72 draws."""
 
@@ -232,21 +232,27 @@ class _Reader:
 
     def read(self, measure: Measure) -> dict[str, Floats]:
         """Return the results under `measure`, shape (draws,) each."""
-        design = tuning_design(measure, self.scientific, self.fitted.seed + 1, nodes=_NODES)
-        each = [dict(self._results(draws, design)) for _, draws in self.posterior]
-        return {name: np.concatenate([one[name] for one in each]) for name in each[0]}
+        design = tuning_design(measure, self.scientific, self.fitted.seed + 1, nodes=_NODES, tunings=_TUNINGS)
+        each = [self._values(draws, design) for _, draws in self.posterior]
+        return dict(self._results({name: np.concatenate([one[name] for one in each]) for name in each[0]}, design))
 
-    def _results(self, draws: Draws, design: Design) -> Iterator[tuple[str, Floats]]:
+    def _values(self, draws: Draws, design: Design) -> dict[str, Floats]:
+        """Return functions at the design, shape (draws, n), and by factor along its nodes, shape (draws, n, nodes)."""
         coefficients, inverse = self.fitted.coefficients(self.fitted.budget), self.fitted.response.inverse
         points = draws.points(design.x)
-        values = inverse(draws.at(points, coefficients))
-        yield MEAN, values.mean(axis=1)
-        everywhere = np.ones(len(design.u), dtype=bool)
-        yield TUNED, self.better * best_of_groups(self.better * values[:, :, None], everywhere)[:, 0]
-        for name, factor in _FACTOR_OF.items():
+        found = {MEAN: inverse(draws.at(points, coefficients))}
+        for factor in _FACTOR_OF.values():
             if factor in design.nodes:
-                along = self.better * inverse(values_along(draws, design, points, factor, coefficients))
-                labels = np.array(design.nodes[factor].labels, np.float64)
-                best = labels[best_of_groups(along, design.active(factor)).argmax(axis=1)]
-                yield name, np.log10(best) if name == RATE else best
+                found[factor] = inverse(values_along(draws, design, points, factor, coefficients))
         draws.forget()
+        return found
+
+    def _results(self, values: Mapping[str, Floats], design: Design) -> Iterator[tuple[str, Floats]]:
+        yield MEAN, values[MEAN].mean(axis=1)
+        everywhere = np.ones(len(design.u), dtype=bool)
+        yield TUNED, self.better * best_of_groups(self.better * values[MEAN][:, :, None], everywhere)[:, 0]
+        for name, factor in _FACTOR_OF.items():
+            if factor in values:
+                labels = np.array(design.nodes[factor].labels, np.float64)
+                best = labels[best_of_groups(self.better * values[factor], design.active(factor)).argmax(axis=1)]
+                yield name, np.log10(best) if name == RATE else best
