@@ -14,7 +14,7 @@ help:
 	@echo "make test        everything that can run here: style, types, fast and slow tests"
 	@echo "make test-fast   tests without Ray and without a server, under a minute"
 	@echo "make check       style and types"
-	@echo "make multifaceted  the studies of docs/multifaceted.md, its tables and figures; about an hour on 2 cores"
+	@echo "make multifaceted  the studies of docs/multifaceted.md, its tables and figures; 75 minutes on 2 cores"
 	@echo "make torture     twenty kill -9 at random moments of a study, each resumed and compared"
 	@echo "make clean       remove the virtual environment and what tools left"
 

@@ -20,6 +20,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from scipy import stats
+
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "multifaceted"
 SPACES = ROOT / "search_spaces"
@@ -35,6 +38,7 @@ class Step:
         command: `run` or `pretrain`.
         tables: factors whose effects are tabulated.
         conditions: further questions, as `--given` takes them.
+        cells: factors of a grid, of each combination of which the plain mean over its trials is tabulated.
     """
 
     name: str
@@ -42,6 +46,7 @@ class Step:
     command: str = "run"
     tables: tuple[str, ...] = ()
     conditions: tuple[str, ...] = ()
+    cells: tuple[str, ...] = ()
 
 
 STEPS = (
@@ -57,6 +62,7 @@ STEPS = (
     Step("source-categories", "source_categories.yaml", tables=("source_categories",)),
     Step("source-images", "source_images.yaml", tables=("source_images_per_category",)),
     Step("source-distance", "source_distance.yaml", tables=("backbone", "learning_rate", "frozen_depth")),
+    Step("closer-source", "closer_source.yaml", cells=("backbone", "learning_rate")),
     Step("imbalance", "imbalance.yaml", tables=("images_per_class", "class_imbalance", "label_noise")),
     Step("paper-factors", "paper_factors.yaml", tables=("learning_rate", "frozen_depth", "data_fraction")),
 )
@@ -120,6 +126,7 @@ def write_page(step: Step) -> None:
         name, _, value = condition.partition("=")
         given = study.importance(given={name: json.loads(value)})
         blocks += [f"With {condition}:", "", *shares(given), *effects(given, ("frozen_depth",))]
+    blocks += cells(study, step.cells)
     if step.name == RELATED:
         blocks += relation(study)
     (PAGES / f"{step.name}.md").write_text("\n".join(blocks), encoding="utf-8")
@@ -160,6 +167,22 @@ def effects(answer: Any, names: Sequence[str]) -> Iterator[str]:
             mean, profile = (_interval(one.value, one.low, one.high) for one in (level.mean, level.profile))
             yield f"| {_short(level.value)} | {mean} | {profile} | {level.probability_best:.2f} |"
         yield ""
+
+
+def cells(study: Any, names: Sequence[str]) -> Iterator[str]:
+    """Yield the mean of the metric at each combination of some factors, with its 90 % interval by Student's t."""
+    if not names:
+        return
+    found: dict[tuple[object, ...], list[float]] = {}
+    for trial in study.trials().to_pylist():
+        found.setdefault(tuple(trial[name] for name in names), []).append(trial[study.metric])
+    yield f"| {' | '.join(names)} | trials | {study.metric}, mean |"
+    yield "|---" * (len(names) + 2) + "|"
+    for cell, values in sorted(found.items(), key=lambda item: str(item[0])):
+        half = float(stats.t.ppf(0.95, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
+        mean = float(np.mean(values))
+        yield f"| {' | '.join(map(_short, cell))} | {len(values)} | {_interval(mean, mean - half, mean + half)} |"
+    yield ""
 
 
 def relation(study: Any) -> Iterator[str]:
