@@ -25,7 +25,6 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from rich.console import Console
 from stores import closed_pipe, empty_store, feed
-from waiting import wait_until
 
 from raystudy.cli import _call
 from raystudy.cli.importance_table import shown
@@ -45,7 +44,6 @@ from raystudy.tracking.feeder import Feeder
 from raystudy.tracking.finder import Finder
 from raystudy.tracking.findings import conclusion, given_of, latest, write_error, write_files
 from raystudy.tracking.journal import read_journal
-from raystudy.tracking.mirror import Mirror
 from raystudy.tracking.reader import StudyReader, connect
 from raystudy.tracking.verify import compare
 from raystudy.tracking.writer import Writer
@@ -605,20 +603,6 @@ def test_the_writer_stores_what_was_found_after_everything_else(files: StudyPath
     assert finished(files, own_uri, list(study_events(6)), finder)
     assert stored_artifacts(own_uri, tmp_path) == {"error": "as told"}
     assert compare(connect(own_uri), StudyRecord.fold(read_journal(files.journal))).ok
-
-
-def test_what_matters_is_computed_while_runs_are_still_being_written(
-    files: StudyPaths, own_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write = Mirror.write_trial
-
-    def write_later(mirror: Mirror, *arguments: Any) -> None:
-        wait_until((files.findings / names.IMPORTANCE_FILE).exists, "the findings", 30)
-        write(mirror, *arguments)
-
-    monkeypatch.setattr(Mirror, "write_trial", write_later)
-    assert finished(files, own_uri, list(study_events(2)), Finder(files, python(WRITE.format(str(files.findings)))))
-    assert stored_artifacts(own_uri, tmp_path) == {"error": "as told"}
 
 
 def test_what_was_found_already_is_stored_and_not_computed_again(files: StudyPaths, own_uri: str, tmp_path: Path) -> None:

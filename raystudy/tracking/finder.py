@@ -44,8 +44,8 @@ class Finder:
         self._is_ready = False
 
     def start(self, record: StudyRecord) -> None:
-        """Start the process and return at once, once, and only if there is something to find; never raises."""
-        if self._process is not None or self._is_ready or not any(trial.reports for trial in record.trials.values()):
+        """Start the process and return at once, unless there is nothing to find or it has been found; never raises."""
+        if not any(trial.reports for trial in record.trials.values()):
             return
         if latest(self._files) is not None:
             self._is_ready = True

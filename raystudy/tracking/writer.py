@@ -163,8 +163,6 @@ class Writer:
         while True:
             last_round = self._pipe.is_closed
             self.persist(self._read)
-            if self._tail.is_ended and self._finder is not None:
-                self._finder.start(self._tail.record)  # beside what follows: both may take long after many trials
             self.persist(self._write_all)
             if last_round:
                 break
@@ -240,6 +238,8 @@ class Writer:
         from raystudy.tracking.models import ModelKeeper
 
         record, mirror = self._tail.record, self._mirror
+        if self._finder is not None:
+            self._finder.start(record)  # beside what follows
         store = self._open()
         keeper = ModelKeeper(store, mirror.experiment_id, self._paths)
         steps = (
