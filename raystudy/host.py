@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 _RAY_TIMEOUT_S = 5.0
 _GLANCE_S = 0.5
-"""Whoever looks whether a study is run holds its lock for less."""
+"""Whoever glances at a study holds its lock for less."""
 
 _log = logging.getLogger(__name__)
 
@@ -44,12 +44,10 @@ def stop(name: str) -> int:
         NotFoundError: there is no such study here, or nobody is running it.
     """
     files = existing(name)
-    lock = filelock.FileLock(files.lock)
-    try:
-        with lock.acquire(timeout=0):
+    with glance(files) as is_run:
+        if not is_run:
             raise NotFoundError(f"nobody is running the study {name!r}")
-    except filelock.Timeout:
-        driver = _read_card(files)
+    driver = _read_card(files)
     if driver["host"] != socket.gethostname():
         raise NotFoundError(f"the study {name!r} is run by {driver['host']}: stop it there")
     os.kill(driver["pid"], signal.SIGINT)
@@ -71,9 +69,11 @@ def driver_state(name: str, journal: str) -> StudyState | None:
         _, first = next(read_events(files.journal))
         if journal_id(StudyRecord.fold([first])) != journal:
             return None
-        with filelock.FileLock(files.lock).acquire(timeout=0):
+        with glance(files) as is_run:
+            if is_run:
+                return None
             last = last_event(files.journal)
-    except (filelock.Timeout, StopIteration, OSError, InputError, JournalError):
+    except (StopIteration, OSError, InputError, JournalError):
         return None
     return last.state if isinstance(last, StudyEnded) else StudyState.INTERRUPTED
 
@@ -118,6 +118,21 @@ def existing(name: str) -> StudyPaths:
         hint = nearest(name, here) if here else "there are no studies yet"
         raise NotFoundError(f"there is no study {name!r} in {paths.studies()}; {hint}")
     return files
+
+
+@contextmanager
+def glance(files: StudyPaths) -> Iterator[bool]:
+    """Say whether a process runs the study; if none does, none can begin while this lasts."""
+    lock = filelock.FileLock(files.lock)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        yield True
+        return
+    try:
+        yield False
+    finally:
+        lock.release()
 
 
 @contextmanager

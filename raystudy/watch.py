@@ -6,11 +6,10 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 
-import filelock
 from rich.console import Console, RenderableType
 from rich.live import Live
 
-from raystudy.host import existing
+from raystudy.host import existing, glance
 from raystudy.paths import StudyPaths
 from raystudy.progress import Drawing, Snapshot, event_line
 from raystudy.records import Event, StudyRecord, StudyResumed, StudyState
@@ -130,8 +129,5 @@ class _Follower(_View):
         """Whether the study has not ended and somebody runs it."""
         if self.record.ended is not None:
             return False
-        try:
-            with filelock.FileLock(self._files.lock).acquire(timeout=0):
-                return False
-        except filelock.Timeout:
-            return True
+        with glance(self._files) as is_run:
+            return is_run

@@ -55,7 +55,7 @@ OWNERS = {
     "gpytorch": {"findings/"},
     "matplotlib": {"findings/figures.py", "findings/readout_figures.py", "findings/answer.py", "tracking/findings.py"},
     "timm": {"finetune/"},
-    "filelock": {"host.py", "watch.py", "finetune/trainer.py", "tracking/", "cluster/head.py"},
+    "filelock": {"host.py", "finetune/trainer.py", "tracking/", "cluster/head.py"},
     "fcntl": {"cache/locks.py"},
     "psutil": {"cluster/", "tracking/local_database.py"},
     "psycopg": {"cluster/head.py"},
