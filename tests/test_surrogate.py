@@ -64,6 +64,11 @@ def some_vector(surrogate: Surrogate, number: int, **fixed: float) -> Floats:
     return np.concatenate(parts)
 
 
+def tables(surrogate: Surrogate, vector: Floats, x: Floats) -> Floats:
+    lengths = surrogate.hyperparameters(vector).lengths
+    return np.stack([surrogate.table(j, length, x) for j, length in enumerate(lengths)])
+
+
 def fresh(n: int = 7, budget: int = BUDGET, seed: int = 0, smoothness: float = 2.5) -> Surrogate:
     return Surrogate(encoded(n, seed), COLUMNS, compress(*stopped_reports(n, budget, seed), budget), smoothness=smoothness)
 
@@ -137,12 +142,12 @@ def test_the_gradient_is_that_of_the_loss(budget: int, smoothness: float) -> Non
 def test_kernels_have_variance_one() -> None:
     surrogate = fresh()
     vector = some_vector(surrogate, 4)
-    tables = surrogate.tables(vector, surrogate.x)
-    assert np.diagonal(tables, axis1=1, axis2=2) == pytest.approx(np.ones((3, 7)))
-    assert tables.max() <= 1 + 1e-12
+    found = tables(surrogate, vector, surrogate.x)
+    assert np.diagonal(found, axis1=1, axis2=2) == pytest.approx(np.ones((3, 7)))
+    assert found.max() <= 1 + 1e-12
     draws = Draws(surrogate, vector, 1, 0)
     for component in draws._components:
-        kernel = component.anova(tables).prod(0)
+        kernel = draws._kernel(component, draws.points(surrogate.x))
         assert np.diagonal(kernel) == pytest.approx(np.ones(7))
         assert np.linalg.eigvalsh(kernel).min() > -1e-9
 
@@ -176,9 +181,8 @@ def test_draws_have_the_posteriors_mean_and_variance() -> None:
         other = Surrogate(
             right, COLUMNS, Rows(np.zeros(1, int), np.ones((1, 4)), np.zeros(1), np.zeros(len(right)), np.zeros(1))
         )
-        tables = other.tables(vector, x)
         w = hyper.final_weight[:, None, None]
-        return np.asarray(LEVEL_VARIANCE + hyper.final_scale**2 * ((1 + w * tables) / (1 + w)).prod(0))
+        return np.asarray(LEVEL_VARIANCE + hyper.final_scale**2 * ((1 + w * tables(other, vector, x)) / (1 + w)).prod(0))
 
     cross = rows.weights[:, 0] * kernel(surrogate.x)[:, rows.trial]
     mean = cross @ surrogate.solve(vector, rows.target[:, None])[:, 0]
@@ -199,7 +203,7 @@ def test_prior_functions_have_the_kernel() -> None:
             values = np.cos(surrogate.x @ prior.frequencies.T + prior.phases) @ prior.amplitudes
             covariances.append(values @ values.T / draws.size)
             means.append(values.mean(1))
-        kernel = draws._scale(k) ** 2 * prior.anova(surrogate.tables(vector, surrogate.x)).prod(0)
+        kernel = draws._scale(k) ** 2 * draws._kernel(prior, draws.points(surrogate.x))
         assert np.mean(covariances, axis=0) == pytest.approx(kernel, abs=0.1 * draws._scale(k) ** 2)
         assert np.mean(means, axis=0) == pytest.approx(np.zeros(7), abs=0.1 * draws._scale(k))
 

@@ -10,24 +10,41 @@ w_j / (1 + w_j), of the product of their κ_j; so its spectral measure has each 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from raystudy.findings.curves import Floats
+from raystudy.findings.curves import Floats, Ints
 from raystudy.findings.surrogate import LEVEL_VARIANCE, SLOPE_VARIANCE, TREND_VARIANCE, Hyperparameters, Surrogate
 
 FEATURES = 512
 """Number of random Fourier features of one function."""
+_CACHED = 1 << 16
+"""Elements of a kernel that are computed together, so that they stay in a processor's cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class Points:
+    """Configurations, and what functions drawn at one set of hyperparameters share there, once it was asked for.
+
+    Attributes:
+        x: encoded, shape (n, width).
+        kernels: between the configurations and the trials, shape (n, trials), by whether it is that of the final value.
+        waves: phases of the features and their cosines, shape (n, features) each, by coefficient.
+    """
+
+    x: Floats
+    kernels: dict[bool, Floats] = field(default_factory=dict)
+    waves: dict[int, tuple[Floats, Floats]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class _Component:
-    """Draws of one coefficient (the final value, or a bend) as a function of the configuration.
+    """Draws of one coefficient of the curve as a function of the configuration.
 
     Attributes:
+        number: which coefficient it is; 0 is the final value, the others are bends.
         weight: w_j of its ANOVA kernel, shape (factors,).
         frequencies: shape (features, width).
         phases: shape (features,).
@@ -37,6 +54,7 @@ class _Component:
         slopes: of the trends, shape (width, draws).
     """
 
+    number: int
     weight: Floats
     frequencies: Floats
     phases: Floats
@@ -45,34 +63,17 @@ class _Component:
     constant: Floats
     slopes: Floats
 
-    def anova(self, tables: Floats) -> Floats:
-        """Return (1 + w_j κ_j) / (1 + w_j), shape of `tables`."""
-        w = self.weight[:, None, None]
-        return (1 + w * tables) / (1 + w)
+    def waves(self, points: Points) -> tuple[Floats, Floats]:
+        """Return the phases of the features at configurations and their cosines, shape (n, features) each."""
+        if self.number not in points.waves:
+            phases = points.x @ self.frequencies.T + self.phases
+            points.waves[self.number] = phases, np.cos(phases)
+        return points.waves[self.number]
 
 
-@dataclass(frozen=True, slots=True)
-class Points:
-    """Configurations with the kernel tables between them and the trials, at one set of hyperparameters.
-
-    Attributes:
-        x: encoded, shape (n, width).
-        tables: κ_j between each and each trial, shape (factors, n, trials).
-    """
-
-    x: Floats
-    tables: Floats
-
-    def replaced(self, factor: int, columns: slice, nodes: Points, node: int) -> Points:
-        """Return the same configurations with one factor as in one of `nodes`, without computing any kernel."""
-        x, tables = self.x.copy(), self.tables.copy()
-        x[:, columns] = nodes.x[node, columns]
-        tables[factor] = nodes.tables[factor, node]
-        return Points(x, tables)
-
-    def where(self, chosen: NDArray[np.bool_]) -> Points:
-        """Return some of the configurations."""
-        return Points(self.x[chosen], self.tables[:, chosen])
+def _outer(weights: Floats, ends: Floats) -> Floats:
+    """Return the products of each draw's weights, shape (k, draws), with each node's, (k, nodes); shape (k, draws * nodes)."""
+    return np.asarray((weights[:, :, None] * ends[:, None, :]).reshape(len(weights), weights.shape[1] * ends.shape[1]))
 
 
 def _flat_variances(k: int) -> tuple[float, float]:
@@ -116,6 +117,7 @@ class Draws:
             frequencies[:, columns] = normal * (included * tails / hyper.lengths[j])[:, None]
         flat, sloping = _flat_variances(k)
         return _Component(
+            number=k,
             weight=weight,
             frequencies=frequencies,
             phases=random.uniform(0, 2 * np.pi, FEATURES),
@@ -134,11 +136,8 @@ class Draws:
             updates = np.zeros_like(component.updates)
             np.add.at(updates, rows.trial, rows.weights[:, k : k + 1] * solved)
             flat, sloping = _flat_variances(k)
-            yield _Component(
-                weight=component.weight,
-                frequencies=component.frequencies,
-                phases=component.phases,
-                amplitudes=component.amplitudes,
+            yield replace(
+                component,
                 updates=updates * self._scale(k) ** 2,
                 constant=component.constant + flat * updates.sum(0),
                 slopes=component.slopes + sloping * trends.T @ updates,
@@ -175,14 +174,14 @@ class Draws:
         return fewer
 
     def points(self, x: Floats) -> Points:
-        """Return encoded configurations, shape (n, width), prepared for evaluation; the same array is prepared once."""
+        """Return encoded configurations, shape (n, width), for evaluation; for the same array always the same."""
         known = self._points.get(id(x))
         if known is None or known.x is not x:
-            known = self._points[id(x)] = Points(x, self.surrogate.tables(self.vector, x))
+            known = self._points[id(x)] = Points(x)
         return known
 
     def forget(self) -> None:
-        """Free what was prepared."""
+        """Free what was computed at points."""
         self._points.clear()
 
     def at(self, points: Points, coefficients: Floats) -> Floats:
@@ -194,41 +193,67 @@ class Draws:
         """
         total, trend = np.zeros((len(points.x), self.size)), self.surrogate.trend(points.x)
         for component, coefficient in self._needed(coefficients):
-            phases = points.x @ component.frequencies.T + component.phases
-            kernel = component.anova(points.tables).prod(0)
-            smooth = np.cos(phases) @ component.amplitudes + kernel @ component.updates
+            smooth = component.waves(points)[1] @ component.amplitudes + self._kernel(component, points) @ component.updates
             total += coefficient * (smooth + trend @ component.slopes + component.constant)
         return total.T
 
-    def along(self, points: Points, factor: int, nodes: Points, coefficients: Floats) -> Floats:
-        """Return the functions at configurations with one factor's columns replaced, shape (draws, n, nodes).
+    def along(self, points: Points, factors: Sequence[int], nodes: Floats, coefficients: Floats) -> Floats:
+        """Return the functions at configurations with some factors' columns replaced, shape (draws, n, nodes).
 
         Args:
             points: the n configurations.
-            factor: index of the factor.
-            nodes: configurations of which only the columns of `factor` are used.
+            factors: indices of the factors.
+            nodes: encoded configurations of which only the columns of `factors` are used, shape (nodes, width).
             coefficients: of the curve at the epoch asked for, shape (1 + K,).
         """
-        out = np.zeros((self.size, len(points.x), len(nodes.x)))
-        columns = self.surrogate.columns[factor]
-        trend, steps = self.surrogate.trend(points.x), self.surrogate.trend(nodes.x)[:, columns]
+        out = np.zeros((len(points.x), self.size, len(nodes)))
+        columns = np.concatenate([np.arange(nodes.shape[1])[self.surrogate.columns[factor]] for factor in factors])
+        trend, steps = self.surrogate.trend(points.x), self.surrogate.trend(nodes)[:, columns]
         trend[:, columns] = 0
         for component, coefficient in self._needed(coefficients):
-            tables = component.anova(points.tables)
-            others = np.delete(tables, factor, axis=0).prod(0)
-            own = component.anova(nodes.tables)[factor].T
-            mine = component.frequencies[:, columns]
-            rest = points.x @ component.frequencies.T + component.phases - points.x[:, columns] @ mine.T
-            angle = nodes.x[:, columns] @ mine.T
-            # cos(a + b) = cos a cos b - sin a sin b: the draws at all pairs of configuration and node are one matrix product.
-            left = np.concatenate([others, np.cos(rest), -np.sin(rest)], axis=1)
-            right = np.concatenate([own, np.cos(angle).T, np.sin(angle).T], axis=0)
             level, step = trend @ component.slopes + component.constant, steps @ component.slopes[columns]
-            weights = np.concatenate([component.updates, component.amplitudes, component.amplitudes])
-            weighted = (weights[:, :, None] * right[:, None, :]).reshape(len(right), -1)
-            smooth = (left @ weighted).reshape(len(points.x), self.size, len(nodes.x)).transpose(1, 0, 2)
-            out += coefficient * (smooth + level.T[:, :, None] + step.T[:, None, :])
-        return out
+            smooth = self._smooth_along(component, points, factors, columns, nodes)
+            smooth += level[:, :, None] + step.T
+            out += coefficient * smooth
+        return out.transpose(1, 0, 2)
+
+    def _smooth_along(
+        self, component: _Component, points: Points, factors: Sequence[int], columns: Ints, nodes: Floats
+    ) -> Floats:
+        """Return what `along` does of one component without constant and trends, shape (n, draws, nodes)."""
+        mine = component.frequencies[:, columns]
+        moves = mine.any(axis=1)  # a feature of frequency 0 in the factors is the same at all nodes
+        mine, amplitudes = mine[moves], component.amplitudes[moves]
+        phases, cosines = component.waves(points)
+        rest, angle = phases[:, moves] - points.x[:, columns] @ mine.T, mine @ nodes[:, columns].T
+        others = self._kernel(component, points) / self._parts(component, factors, points.x)
+        own = self._parts(component, factors, nodes)
+        # cos(a + b) = cos a cos b - sin a sin b: the draws at all pairs of configuration and node are matrix products.
+        found = others @ _outer(component.updates, own.T)
+        found += np.cos(rest) @ _outer(amplitudes, np.cos(angle))
+        found -= np.sin(rest) @ _outer(amplitudes, np.sin(angle))
+        still = cosines[:, ~moves] @ component.amplitudes[~moves]
+        return np.asarray(found.reshape(len(points.x), self.size, len(nodes)) + still[:, :, None])
+
+    def _kernel(self, component: _Component, points: Points) -> Floats:
+        """Return the ANOVA kernel between configurations and the trials, shape (n, trials)."""
+        is_final, every = component.number == 0, range(len(component.weight))
+        if is_final not in points.kernels:
+            size = max(_CACHED // len(self.surrogate.x), 1)
+            blocks = [points.x[start : start + size] for start in range(0, len(points.x), size)]
+            points.kernels[is_final] = np.concatenate([self._parts(component, every, block) for block in blocks])
+        return points.kernels[is_final]
+
+    def _parts(self, component: _Component, factors: Sequence[int], x: Floats) -> Floats:
+        """Return some factors' parts of it, Π_j (1 + w_j κ_j) / (1 + w_j), never 0; shape (n, trials)."""
+        product = np.ones((len(x), len(self.surrogate.x)))
+        for factor in factors:
+            share = component.weight[factor] / (1 + component.weight[factor])
+            part = self.surrogate.table(factor, self.hyper.lengths[factor], x)
+            part *= share
+            part += 1 - share
+            product *= part
+        return product
 
     def _needed(self, coefficients: Floats) -> Iterator[tuple[_Component, float]]:
         return ((component, float(c)) for component, c in zip(self._components, coefficients, strict=True) if c != 0)

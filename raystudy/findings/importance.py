@@ -24,6 +24,7 @@ from raystudy.findings.left_out import leave_one_out
 from raystudy.findings.observations import Observations, observe
 from raystudy.findings.question import NULL_FACTOR, Question, asked
 from raystudy.findings.selfcheck import jumps, self_check
+from raystudy.findings.threads import one_pool
 from raystudy.findings.verdict import MOST_OPEN, RESOLUTION, doubted, interval, noise_floor, open_share, shares
 from raystudy.spec import Factor
 
@@ -36,6 +37,7 @@ _BASE, _LARGE = 256, 2048
 _FEWEST_TROUBLED = 3
 
 
+@one_pool
 def importance(
     reports: pa.Table,
     factors: Mapping[str, Factor | Mapping[str, Any]],

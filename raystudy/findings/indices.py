@@ -115,9 +115,9 @@ def values_along(draws: Draws, design: Design, base: Points, factor: str, coeffi
     """Return the functions at the base with a factor at each of its nodes, on the surrogate's scale, (draws, n, nodes)."""
     nodes, j = design.nodes[factor], design.index(factor)
     if design.is_gate(factor):
-        each = [draws.at(draws.points(design.replaced(factor, node)), coefficients) for node in range(len(nodes.u))]
+        each = [draws.at(Points(design.replaced(factor, node)), coefficients) for node in range(len(nodes.u))]
         return np.stack(each, axis=2)
-    return draws.along(base, j, draws.points(nodes.x), coefficients)
+    return draws.along(base, [j], nodes.x, coefficients)
 
 
 def _variance(values: Floats, weights: Floats) -> Floats:
@@ -145,18 +145,27 @@ def surface(draws: Draws, design: Design, factors: tuple[str, str], coefficients
     Where one of the two gates the other there is no such surface: ask for others. Factors of which one is conditional are
     averaged over the configurations in which both are active.
     """
-    outer, inner = sorted(factors, key=design.is_gate, reverse=True)
-    j, active = design.index(outer), design.active(outer) & design.active(inner)
-    columns, nodes = draws.surrogate.columns[j], draws.points(design.nodes[outer].x)
-    ends, base = draws.points(design.nodes[inner].x), draws.points(design.x).where(active)
+    if any(design.is_gate(factor) for factor in factors):
+        return _surface_of_gate(draws, design, factors, coefficients, inverse)
+    rows, columns = (design.nodes[factor].x for factor in factors)
+    both = np.repeat(rows, len(columns), axis=0)
+    own = draws.surrogate.columns[design.index(factors[1])]
+    both[:, own] = np.tile(columns[:, own], (len(rows), 1))
+    base = Points(design.x[design.active(factors[0]) & design.active(factors[1])])
+    values = draws.along(base, [design.index(factor) for factor in factors], both, coefficients)
+    return np.asarray(inverse(values).mean(axis=1).reshape(-1, len(rows), len(columns)))
+
+
+def _surface_of_gate(draws: Draws, design: Design, factors: tuple[str, str], coefficients: Floats, inverse: Inverse) -> Floats:
+    """Return the same for a gate and another factor: it takes the columns of the factors that it gates with it."""
+    gate, other = sorted(factors, key=design.is_gate, reverse=True)
+    active, ends = design.active(gate) & design.active(other), design.nodes[other].x
     slices = []
-    for node in range(len(nodes.x)):
-        # A gate takes other factors' columns with it.
-        gated = design.is_gate(outer)
-        points = draws.points(design.replaced(outer, node)).where(active) if gated else base.replaced(j, columns, nodes, node)
-        slices.append(inverse(draws.along(points, design.index(inner), ends, coefficients)).mean(axis=1))
+    for node in range(len(design.nodes[gate].u)):
+        points = Points(design.replaced(gate, node)[active])
+        slices.append(inverse(draws.along(points, [design.index(other)], ends, coefficients)).mean(axis=1))
     found = np.stack(slices, axis=1)
-    return found if (outer, inner) == factors else found.transpose(0, 2, 1)
+    return found if (gate, other) == factors else found.transpose(0, 2, 1)
 
 
 def interaction(values: Floats, first: Floats, second: Floats) -> Floats:

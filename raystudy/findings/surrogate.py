@@ -29,11 +29,13 @@ import gpytorch
 import numpy as np
 import torch
 from gpytorch.constraints import Positive
+from gpytorch.functions import MaternCovariance
 from gpytorch.kernels import MaternKernel
 from gpytorch.priors import NormalPrior
 from linear_operator.utils.cholesky import psd_safe_cholesky
 from linear_operator.utils.errors import NanError, NotPSDError
 from scipy.optimize import minimize
+from scipy.spatial.distance import cdist
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -89,14 +91,45 @@ class _Covariance(gpytorch.Module):
             (prior.log_prob(closure(module)).sum() for _, module, prior, closure, _ in self.named_priors()), torch.zeros(())
         )
 
-    def tables(self, left: Tensor, right: Tensor) -> Tensor:
-        """Return κ_j between configurations, shape (factors, left, right); both are given per factor, (factors, n, columns)."""
-        return self.shape.forward(left, right)
+    def tables(self, distances: Tensor) -> Tensor:
+        """Return κ_j at distances along each factor, shape (factors, ..., n)."""
+        return _matern(distances, self.shape.lengthscale, self.shape.nu)
 
     def anova(self, tables: Tensor, log_weight: Tensor) -> Tensor:
-        """Return Π_j (1 + w_j κ_j) / (1 + w_j): variance 1."""
-        w = log_weight.exp()[:, None, None]
-        return ((1 + w * tables) / (1 + w)).prod(0)
+        """Return Π_j (1 + w_j κ_j) / (1 + w_j), κ of shape (factors, n): variance 1."""
+        w = log_weight.exp()[:, None]
+        # In one pass: a table is larger than a processor's cache.
+        return torch.addcmul(1 / (1 + w), tables, w / (1 + w)).prod(0)
+
+
+def _matern(distances: Tensor, length: Tensor, smoothness: float) -> Tensor:
+    """Return the Matérn kernel at distances, which never change: gpytorch's module would compute them again for each length."""
+    nowhere = distances.new_zeros(1, 1, 1)
+    found: Tensor = MaternCovariance.apply(nowhere, nowhere, length, smoothness, lambda *_: distances / length)
+    return found
+
+
+class _Pairs:
+    """The pairs of trials, each once: kernels are symmetric."""
+
+    def __init__(self, n: int, trial: Tensor) -> None:
+        """Number them: of `n` trials, for rows that belong to `trial`, shape (rows,)."""
+        self.larger, self.smaller = torch.tril_indices(n, n)
+        self._n, self._trial = n, trial
+        number = torch.zeros(n, n, dtype=torch.long)
+        number[self.larger, self.smaller] = number[self.smaller, self.larger] = torch.arange(len(self.larger))
+        self._of_rows = number[trial][:, trial]
+        self._times = torch.where(self.larger == self.smaller, 1.0, 2.0).double()
+
+    def expanded(self, values: Tensor) -> Tensor:
+        """Return values of pairs of trials, shape (pairs,), as those of pairs of rows, shape (rows, rows)."""
+        return values.take(self._of_rows)
+
+    def collapsed(self, matrix: Tensor) -> Tensor:
+        """Return the sums over each pair of trials of a symmetric matrix over rows, shape (pairs,)."""
+        half = torch.zeros(self._n, matrix.shape[1], dtype=matrix.dtype).index_add_(0, self._trial, matrix)
+        whole = torch.zeros(self._n, self._n, dtype=matrix.dtype).index_add_(1, self._trial, half)
+        return whole[self.larger, self.smaller] * self._times
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,28 +178,37 @@ class Surrogate:
         self.x, self.columns, self.rows, self.smoothness = x, columns, rows, smoothness
         self.n_bends = rows.weights.shape[1] - 1
         self._covariance = _Covariance(len(columns), x.shape[1], self.n_bends, smoothness).double()
-        self._by_factor = self._split(x)
         # A category has no order that a trend could follow.
         self._is_ordered = np.concatenate([np.full(c.stop - c.start, c.stop - c.start == 1) for c in columns])
         self.trends = self.trend(x)
         self._trial = torch.as_tensor(rows.trial)
         self._target = torch.as_tensor(rows.target)
         self._squares, self._freedom = torch.as_tensor(rows.squares), torch.as_tensor(rows.freedom)
-        weights = torch.as_tensor(rows.weights).T
-        self._products = weights[:, :, None] * weights[:, None, :]  # (p, rows, rows)
-        self._same = (self._trial[:, None] == self._trial[None, :]).double()
-        trends = torch.as_tensor(self.trends)[self._trial]
-        self._flat_bend = SLOPE_VARIANCE + TREND_VARIANCE * (trends @ trends.T)
+        self._pairs = _Pairs(len(x), self._trial)
+        between = np.stack([self._distance(factor, x) for factor in range(len(columns))])
+        self._distances = torch.as_tensor(between)[:, None, self._pairs.larger, self._pairs.smaller]
+        self._prepare(torch.as_tensor(rows.weights))
         self.mode = self._vector()
         self.value = math.inf
 
-    def _split(self, x: Floats) -> Tensor:
-        """Return the columns per factor, padded with zeros to the widest, shape (factors, n, columns)."""
-        widest = max(columns.stop - columns.start for columns in self.columns)
-        out = torch.zeros(len(self.columns), len(x), widest, dtype=torch.float64)
-        for number, columns in enumerate(self.columns):
-            out[number, :, : columns.stop - columns.start] = torch.as_tensor(x[:, columns])
-        return out
+    def _prepare(self, weights: Tensor) -> None:
+        """Compute the parts of the covariance of the rows that hold at all hyperparameters, shape (rows, rows) each.
+
+        Args:
+            weights: of the rows, shape (rows, p).
+        """
+        same = (self._trial[:, None] == self._trial[None, :]).double()
+        trends = torch.as_tensor(self.trends)[self._trial]
+        level, self._bends = weights[:, :1], weights[:, 1:]
+        bends = self._bends @ self._bends.T
+        self._level = level @ level.T
+        self._flat = LEVEL_VARIANCE * self._level + (SLOPE_VARIANCE + TREND_VARIANCE * (trends @ trends.T)) * bends
+        self._own_level, self._own_bends = same * self._level, same * bends
+
+    def _distance(self, factor: int, x: Floats) -> Floats:
+        """Return the distances along a factor between encoded configurations and the trials, shape (n, trials)."""
+        columns = self.columns[factor]
+        return np.asarray(cdist(x[:, columns], self.x[:, columns]))
 
     def _vector(self) -> Floats:
         return torch.nn.utils.parameters_to_vector(self._covariance.parameters()).detach().numpy().copy()
@@ -213,7 +255,6 @@ class Surrogate:
         the Cholesky factor, and G is summed up over each trial's rows before it meets the kernels.
         """
         final, speed, seed, noise = self._parts()
-        hyper, i = self._covariance._parameters, self._trial
         with torch.no_grad():
             matrix = self._assemble(final, speed, seed, noise)
             lower = psd_safe_cholesky(matrix)
@@ -223,43 +264,45 @@ class Surrogate:
         if not with_gradient:
             return likelihood + rest, rest
         with torch.no_grad():
-            g = 0.5 * (torch.cholesky_inverse(lower) - alpha[:, None] * alpha[None, :])
-            g_final = self._collapse(g * self._products[0])
-            g_speed = [self._collapse(g * product) for product in self._products[1:]]
-        slope = rest + (g_final * final).sum() + (g_final.diagonal() * seed).sum() + (g.diagonal() * noise[i]).sum()
-        if speed is not None:
-            variance = (2 * hyper["log_speed_scale"]).exp()
-            for k, g_k in enumerate(g_speed):
-                own = (2 * hyper["log_speed_rest"]).exp()[0]
-                slope = slope + variance[k] * (g_k * speed).sum() + own * g_k.diagonal().sum()
-        return likelihood + rest.detach(), slope
+            g = torch.cholesky_inverse(lower).addr_(alpha, alpha, alpha=-1).mul_(0.5)
+        return likelihood + rest.detach(), rest + self._slope(g, final, speed, seed, noise)
+
+    def _slope(self, g: Tensor, final: Tensor, speed: Tensor | None, seed: Tensor, noise: Tensor) -> Tensor:
+        """Return Σ G ∘ C with the gradient of the likelihood, for G of shape (rows, rows); its value says nothing."""
+        hyper, pairs = self._covariance._parameters, self._pairs
+        with torch.no_grad():
+            g_final = pairs.collapsed(g * self._level)
+            g_seed = torch.zeros_like(seed).index_add_(0, self._trial, (g * self._own_level).sum(0))
+        slope = g_final @ final + g_seed @ seed + g.diagonal() @ noise[self._trial]
+        if speed is None:
+            return slope
+        variance = (2 * hyper["log_speed_scale"]).exp()
+        with torch.no_grad():
+            g_speed = pairs.collapsed(g * ((self._bends * variance) @ self._bends.T))
+            g_variance = (self._bends * ((g * pairs.expanded(speed)) @ self._bends)).sum(0)
+            g_own = (g * self._own_bends).sum()
+        return slope + g_speed @ speed + g_variance @ variance + g_own * (2 * hyper["log_speed_rest"]).exp()[0]
 
     def _parts(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-        """Return the kernel of f, that of the h_k with variance 1, and the variances of seed and noise, between trials."""
+        """Return the kernel of f and that of the h_k with variance 1 by pair of trials; seed and noise variances by trial."""
         hyper = self._covariance._parameters
-        tables = self._covariance.tables(self._by_factor, self._by_factor)
+        tables = self._covariance.tables(self._distances)[:, 0]
         final = (2 * hyper["log_final_scale"]).exp() * self._covariance.anova(tables, hyper["log_final_weight"])
         speed = self._covariance.anova(tables, hyper["log_speed_weight"]) if self.n_bends else None
         spread = (2 * (torch.as_tensor(self.x) - 0.5) @ hyper["log_growth"]).exp()
         return final, speed, (2 * hyper["log_seed"]).exp() * spread, (2 * hyper["log_noise"]).exp() * spread
 
     def _assemble(self, final: Tensor, speed: Tensor | None, seed: Tensor, noise: Tensor) -> Tensor:
-        """Return the covariance of the rows."""
-        hyper, i = self._covariance._parameters, self._trial
-        matrix = self._products[0] * (LEVEL_VARIANCE + final + torch.diag(seed))[i][:, i]
+        """Return the covariance of the rows, of the parts that `_parts` returns."""
+        hyper = self._covariance._parameters
+        matrix = torch.addcmul(self._flat, self._level, self._pairs.expanded(final))
+        matrix.addcmul_(self._own_level, seed[self._trial])
         if speed is not None:
-            expanded = speed[i][:, i]
-            own = self._flat_bend + (2 * hyper["log_speed_rest"]).exp() * self._same
-            for variance, product in zip((2 * hyper["log_speed_scale"]).exp(), self._products[1:], strict=True):
-                matrix = matrix + product * (variance * expanded + own)
-        matrix.diagonal().add_(noise[i] + _JITTER)
+            variance = (2 * hyper["log_speed_scale"]).exp()
+            matrix.addcmul_((self._bends * variance) @ self._bends.T, self._pairs.expanded(speed))
+            matrix.addcmul_(self._own_bends, (2 * hyper["log_speed_rest"]).exp())
+        matrix.diagonal().add_(noise[self._trial] + _JITTER)
         return matrix
-
-    def _collapse(self, matrix: Tensor) -> Tensor:
-        """Sum a matrix over rows up over each trial's rows, shape (trials, trials)."""
-        n = self.rows.n_trials
-        half = torch.zeros(n, matrix.shape[1], dtype=matrix.dtype).index_add_(0, self._trial, matrix)
-        return torch.zeros(n, n, dtype=matrix.dtype).index_add_(1, self._trial, half)
 
     def covariance(self, vector: Floats) -> Floats:
         """Return the covariance of the rows at hyperparameters, shape (rows, rows)."""
@@ -294,11 +337,12 @@ class Surrogate:
         """Return what the trends are linear in at encoded configurations `x`, shape (n, width); 0 for what has no order."""
         return (x - 0.5) * self._is_ordered
 
-    def tables(self, vector: Floats, x: Floats) -> Floats:
-        """Return κ_j between configurations and the trials, shape (factors, n, trials)."""
-        self._set(vector)
+    def table(self, factor: int, length: float, x: Floats) -> Floats:
+        """Return κ_j of a factor with a length, between encoded configurations and the trials, shape (n, trials)."""
+        distances = torch.as_tensor(self._distance(factor, x))
         with torch.no_grad():
-            return self._covariance.tables(self._split(x), self._by_factor).numpy()
+            table: Floats = _matern(distances, torch.full((1, 1), length, dtype=distances.dtype), self.smoothness).numpy()
+        return table
 
     def sample_hyperparameters(self, size: int, seed: int) -> Floats:
         """Draw hyperparameters from their posterior, shape (size, parameters).

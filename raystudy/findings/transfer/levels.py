@@ -25,6 +25,7 @@ from raystudy.findings.indices import values_along
 from raystudy.findings.measure import Measure
 from raystudy.findings.observations import Observations, observe
 from raystudy.findings.question import asked
+from raystudy.findings.threads import one_pool
 from raystudy.findings.transfer.relation import DEPTH, MEAN, RATE, TUNED
 from raystudy.findings.tuning import best_of_groups, tuning_design
 from raystudy.spec import Factor, StudySpec
@@ -94,6 +95,7 @@ def results_of(
     )
 
 
+@one_pool
 def results_by_level(
     reports: pa.Table,
     factors: Mapping[str, Factor | Mapping[str, Any]],
