@@ -35,7 +35,7 @@ from raystudy.findings.figures import notice, overview, save, surface
 from raystudy.findings.sentences import cautions, headline, sentences
 from raystudy.paths import StudyPaths
 from raystudy.query import Study
-from raystudy.records import Event, StudyEnded, StudyRecord, StudyResumed, StudyStarted, StudyState, TrialState
+from raystudy.records import Event, StudyEnded, StudyRecord, StudyResumed, StudyStarted, StudyState, TrialRecord, TrialState
 from raystudy.spec import Factor, StudySpec
 from raystudy.spec.depths import asks_for_units, resolved_factors
 from raystudy.studies import open_study
@@ -44,9 +44,10 @@ from raystudy.tracking.feeder import Feeder
 from raystudy.tracking.finder import Finder
 from raystudy.tracking.findings import conclusion, given_of, latest, write_error, write_files
 from raystudy.tracking.journal import read_journal
+from raystudy.tracking.mirror import Mirror
 from raystudy.tracking.reader import StudyReader, connect
 from raystudy.tracking.verify import compare
-from raystudy.tracking.writer import Writer
+from raystudy.tracking.writer import DriverPipe, Writer
 
 ANSWERS: dict[str, Callable[[], Importance]] = {
     "usual": answers.usual,
@@ -602,6 +603,37 @@ def test_the_writer_stores_what_was_found_after_everything_else(files: StudyPath
     finder = Finder(files, python(WRITE.format(str(files.findings))))
     assert finished(files, own_uri, list(study_events(6)), finder)
     assert stored_artifacts(own_uri, tmp_path) == {"error": "as told"}
+    assert compare(connect(own_uri), StudyRecord.fold(read_journal(files.journal))).ok
+
+
+def test_findings_begin_beside_what_is_left_to_write_but_not_while_the_driver_is_there(
+    files: StudyPaths, own_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver takes up an interrupted study, ends it and goes away, all while the writer is at the first trial."""
+    events = list(study_events(6))
+    after = next(number for number, event in enumerate(events) if isinstance(event, StudyEnded)) + 1
+    write_journal(files.journal, events[:after])
+    reading, writing = os.pipe()
+    order = []
+
+    class Noted(Finder):
+        def start(self, record: StudyRecord) -> None:
+            order.append(f"findings of a study that is {record.state}")
+
+    def write_trial(mirror: Mirror, trial: TrialRecord, *which: str) -> None:
+        if not order:
+            write_journal(files.journal, events[after:])
+            os.close(writing)
+        order.append(trial.trial_id)
+        written(mirror, trial, *which)
+
+    written = Mirror.write_trial
+    monkeypatch.setattr(Mirror, "write_trial", write_trial)
+    writer = Writer(files, own_uri, DriverPipe(reading), patience=0, finder=Noted(files))
+    writer.connect()
+    assert writer.run()
+    assert order[:2] == ["t0000", "findings of a study that is completed"]
+    assert set(order[2:]) == {"t0001", "t0002", "t0003", "t0004", "t0005"}
     assert compare(connect(own_uri), StudyRecord.fold(read_journal(files.journal))).ok
 
 

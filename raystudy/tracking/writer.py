@@ -163,10 +163,15 @@ class Writer:
         while True:
             last_round = self._pipe.is_closed
             self.persist(self._read)
+            if last_round and self._tail.is_ended and self._finder is not None:
+                # Beside what is left to write. While the driver is there, the journal of a study that goes on may still end
+                # with its interruption.
+                self._finder.start(self._tail.record)
             self.persist(self._write_all)
             if last_round:
                 break
-            self._pipe.wait(_POLL_S)
+            if not self._pipe.is_closed and not self._tail.has_more():
+                self._pipe.wait(_POLL_S)
             if not self._pipe.is_closed:
                 time.sleep(_GATHER_S)
         if self._tail.is_ended:
@@ -223,24 +228,27 @@ class Writer:
             raise StoreDown(f"{self._paths.journal} cannot be read: {error.strerror or error}") from error
 
     def _write_all(self) -> None:
-        """Write what has changed; what is written leaves `_dirty` at once, so that a repetition goes on from there."""
-        record = self._tail.record
+        """Write what has changed, or a part of it if the driver goes away meanwhile.
+
+        What is written leaves `_dirty` at once, so that a repetition goes on from there.
+        """
+        record, was_closed = self._tail.record, self._pipe.is_closed
         if not self._tail.is_ended:
             self._mirror.write_study(record)
         spec = spec_of(record)
         for trial_id in sorted(self._dirty & record.trials.keys(), key=lambda trial_id: record.trials[trial_id].number):
             self._mirror.write_trial(record.trials[trial_id], spec.metric, spec.mode)
             self._dirty.discard(trial_id)
+            self._pipe.wait(0)
+            if self._pipe.is_closed and not was_closed:
+                return
 
     def _finish(self) -> None:
         """Store artifacts and models and end the parent run, in this order: a run that is over has everything."""
         from raystudy.tracking.artifacts import store_results
         from raystudy.tracking.models import ModelKeeper
 
-        record, mirror = self._tail.record, self._mirror
-        if self._finder is not None:
-            self._finder.start(record)  # beside what follows
-        store = self._open()
+        record, mirror, store = self._tail.record, self._mirror, self._open()
         keeper = ModelKeeper(store, mirror.experiment_id, self._paths)
         steps = (
             lambda: store_results(store, mirror.run_id, record, self._paths.journal, mirror.run_ids),
