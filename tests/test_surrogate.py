@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from itertools import pairwise
 from typing import Any
@@ -14,10 +15,10 @@ from scipy.spatial.distance import cdist
 
 from raystudy.findings.curves import BENDS, Floats, Ints, Rows, compress, features
 from raystudy.findings.design import Design
-from raystudy.findings.draws import Draws
+from raystudy.findings.draws import Draws, Points
 from raystudy.findings.effects import milestones
 from raystudy.findings.fitting import Fitted
-from raystudy.findings.indices import values_along
+from raystudy.findings.indices import surface, values_along
 from raystudy.findings.left_out import leave_one_out
 from raystudy.findings.measure import Measure
 from raystudy.findings.observations import Observations
@@ -208,13 +209,17 @@ def test_prior_functions_have_the_kernel() -> None:
         assert np.mean(means, axis=0) == pytest.approx(np.zeros(7), abs=0.1 * draws._scale(k))
 
 
-@pytest.mark.parametrize("name", MEASURE.names)
-def test_a_factor_is_replaced_as_if_its_configurations_were_written_out(name: str) -> None:
+def draws_of_measure(**fixed: float) -> tuple[Draws, Design]:
     columns = tuple(axis.columns for axis in MEASURE.axes)
     x = MEASURE.points(np.random.default_rng(0).random((6, 4)))[0]
     surrogate = Surrogate(x, columns, compress(*stopped_reports(6, BUDGET, 8), BUDGET))
-    draws = Draws(surrogate, some_vector(surrogate, 8), 3, 0)
-    design = Design.of(MEASURE, 16, 0, nodes=4)
+    return Draws(surrogate, some_vector(surrogate, 8, **fixed), 3, 0), Design.of(MEASURE, 16, 0, nodes=4)
+
+
+@pytest.mark.parametrize("fixed", [{}, {"final_weight": -40.0, "speed_weight": -40.0}], ids=["usual", "without features"])
+@pytest.mark.parametrize("name", MEASURE.names)
+def test_a_factor_is_replaced_as_if_its_configurations_were_written_out(name: str, fixed: dict[str, float]) -> None:
+    draws, design = draws_of_measure(**fixed)
     active = design.active(name)
     for epoch in (1.0, BUDGET):
         coefficients = features(np.array([epoch]), BUDGET)[0]
@@ -222,6 +227,20 @@ def test_a_factor_is_replaced_as_if_its_configurations_were_written_out(name: st
         for node in range(len(design.nodes[name].u)):
             plain = draws.at(draws.points(design.replaced(name, node)), coefficients)
             assert found[:, active, node] == pytest.approx(plain[:, active], abs=1e-8)
+
+
+@pytest.mark.parametrize("pair", [("lr", "pool"), ("pool", "lr"), ("lr", "gate"), ("gate", "pool"), ("momentum", "lr")])
+def test_a_surface_is_the_mean_of_configurations_with_both_factors_replaced(pair: tuple[str, str]) -> None:
+    draws, design = draws_of_measure()
+    coefficients = features(np.array([3.0]), BUDGET)[0]
+    found = surface(draws, design, pair, coefficients, np.exp)
+    active = design.active(pair[0]) & design.active(pair[1])
+    for row, column in itertools.product(*(range(len(design.nodes[name].u)) for name in pair)):
+        u = design.u.copy()
+        for name, node in zip(pair, (row, column), strict=True):
+            u[:, design.index(name)] = design.nodes[name].u[node]
+        values = np.exp(draws.at(Points(MEASURE.points(u)[0][active]), coefficients))
+        assert found[:, row, column] == pytest.approx(values.mean(axis=1), rel=1e-7)
 
 
 def test_fewer_draws_are_the_first_ones() -> None:
