@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -97,6 +98,14 @@ class StudyStatus:
     tracking_uri: str
     experiment_id: str
     run_id: str
+
+    def left_as(self, state: StudyState) -> StudyStatus:
+        """Return the same in the state that the study was found in: without a driver no trial runs, whatever was said of it."""
+        trials = Counter(self.trials)
+        if state not in (StudyState.QUEUED, StudyState.RUNNING):
+            trials[TrialState.INTERRUPTED.value] += trials.pop(TrialState.RUNNING.value, 0)
+        counts = {known.value: trials[known.value] for known in TrialState if trials[known.value]}
+        return replace(self, state=state, trials=counts)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data: what `raystudy status --json` prints."""

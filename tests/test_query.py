@@ -107,6 +107,9 @@ def test_a_running_study_can_be_read(uri: str) -> None:
     assert [trial.trial_id for trial in running.best(5)] == ["t0000"]
     status = running.status()
     assert (status.ended, status.epochs_trained, dict(status.trials)) == (None, 11, {"running": 1, "completed": 1})
+    assert status.left_as(StudyState.RUNNING) == status
+    left = status.left_as(StudyState.INTERRUPTED)
+    assert (left.state, dict(left.trials)) == (StudyState.INTERRUPTED, {"interrupted": 1, "completed": 1})
 
 
 def test_best_is_the_ranking_of_the_journal(record: StudyRecord, study: Study) -> None:

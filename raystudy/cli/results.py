@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -49,7 +48,7 @@ def status(name: str, tracking_uri: str | None, address: str | None, as_json: bo
         words = {StudyState.QUEUED: "waits for a place", StudyState.RUNNING: "is starting"}.get(state, "ended before it began")
         options.print_json({"name": name, "state": state.value}) if as_json else click.echo(f"{name} {words}")
         return
-    found = replace(study.status(), state=study.state)
+    found = study.status().left_as(study.state)
     if as_json:
         options.print_json(found.to_dict())
         return
