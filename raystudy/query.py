@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 from raystudy.errors import NotFoundError
 from raystudy.factors import Scalar
 from raystudy.records import StudyState, TrialState
-from raystudy.results import StudyStatus, Trial
+from raystudy.results import StudyStatus, Trial, by_state
 from raystudy.tracking import address, names
 
 if TYPE_CHECKING:
@@ -276,12 +276,11 @@ class Study:
         parent, rows = self._reader.parent(), self._reader.rows()
         ranked = self._ranked(rows)
         state = StudyState(parent.tags[names.STATE])
-        counts = Counter(row.state for row in rows)
         return StudyStatus(
             name=self.name,
             state=state,
             reason=parent.tags.get(names.REASON, ""),
-            trials={known.value: counts[known.value] for known in TrialState if counts[known.value]},
+            trials=by_state(Counter(row.state for row in rows)),
             budget_trials=int(parent.tags[names.TRIALS]),
             epochs_trained=sum(row.epochs for row in rows),
             metric=self.metric,

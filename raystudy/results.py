@@ -63,6 +63,11 @@ class Trial:
         }
 
 
+def by_state(counts: Counter[str]) -> dict[str, int]:
+    """Return numbers of trials in the order of `TrialState`, states without trials left out."""
+    return {state.value: counts[state.value] for state in TrialState if counts[state.value]}
+
+
 @dataclass(frozen=True, slots=True)
 class StudyStatus:
     """Where a study is.
@@ -104,8 +109,7 @@ class StudyStatus:
         trials = Counter(self.trials)
         if state not in (StudyState.QUEUED, StudyState.RUNNING):
             trials[TrialState.INTERRUPTED.value] += trials.pop(TrialState.RUNNING.value, 0)
-        counts = {known.value: trials[known.value] for known in TrialState if trials[known.value]}
-        return replace(self, state=state, trials=counts)
+        return replace(self, state=state, trials=by_state(trials))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data: what `raystudy status --json` prints."""
