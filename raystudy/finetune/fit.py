@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from raystudy.errors import Diverged
 from raystudy.finetune.batches import Activations, Batch, TrainingBatches
 from raystudy.finetune.compute import Compute
+from raystudy.finetune.cpu_convolutions import fast_convolutions
 from raystudy.finetune.freezing import Phase, freeze, phase_at, phases, set_batch_norm_momentum
 from raystudy.finetune.hyperparameters import Hyperparameters
 from raystudy.finetune.model import FineTuneModel
@@ -149,7 +150,8 @@ class Fitter:
         hyper, optimizer = self._hyper, self.optimizer
         with self._compute.autocast():
             activation = batch.inputs if batch.depth else self._network.prefix(batch.inputs, phase.prefix_depth)
-            outputs = self._network.rest(activation, phase.prefix_depth)
+            with fast_convolutions(self._network, self._compute):
+                outputs = self._network.rest(activation, phase.prefix_depth)
         loss = self._objective.loss(outputs.float(), batch)
         optimizer.zero_grad()
         loss.backward()
