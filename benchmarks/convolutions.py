@@ -46,7 +46,7 @@ class Step:
             outputs = self.model.rest(self.activation, self.depth)
         loss = torch.nn.functional.cross_entropy(outputs, self.labels)
         self.optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         self.optimizer.step()
         return time.perf_counter() - started
 

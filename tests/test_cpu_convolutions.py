@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import tiny_data, tiny_plan, without_time
 from torch import Tensor, nn
 
-from raystudy.finetune import cpu_convolutions
+from raystudy.finetune import cpu_convolutions, fit
+from raystudy.finetune.backbone import build_backbone
 from raystudy.finetune.compute import Compute
 from raystudy.finetune.cpu_convolutions import fast_convolutions
+from raystudy.finetune.trial import TrialRun
 
 CPU = Compute.choose("cpu", "float32")
 
@@ -169,3 +174,26 @@ def test_outputs_stay_channels_last() -> None:
     layer, images = nn.Conv2d(4, 8, 1), images_of(3, 4, 6, 6)
     with fast_convolutions(layer, CPU):
         assert layer(images).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_trial_trains_with_them_and_reports_what_it_would_with_torchs_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = build_backbone("mobilenet_v3_small", pretrained=False, seed=3, image_size=32)
+    data = tiny_data(side=32)
+    plan = tiny_plan({"learning_rate": 1e-3, "optimizer": "sgd", "batch_size": 8}, epochs=1)
+
+    def row(name: str) -> dict[str, float]:
+        return {**without_time(next(TrialRun(plan, data, tmp_path / name, backbone=backbone).epochs()))}
+
+    ours, asked = row("ours"), []
+
+    def without(_: nn.Module, compute: Compute) -> AbstractContextManager[None]:
+        asked.append(compute)
+        return nullcontext()
+
+    monkeypatch.setattr(fit, "fast_convolutions", without)
+    theirs = row("theirs")
+    assert len(asked) == 4  # one a step: 30 images
+    assert ours == pytest.approx(theirs, rel=1e-3)
+    assert ours != theirs, "no convolution was replaced"

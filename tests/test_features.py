@@ -116,6 +116,22 @@ def test_metrics_are_the_same_bit_for_bit_with_and_without(
         assert any(row["stored_units"] for row in first)
 
 
+def test_what_is_read_lies_in_memory_as_what_is_computed_does(tmp_path: Path) -> None:
+    """Matrix products may round by the alignment of what they multiply."""
+    shared = sharing(tmp_path)
+    seen: list[Tensor] = []
+
+    def build(name: str, *, pretrained: bool, seed: int, image_size: int | None) -> Backbone:
+        backbone = build_tiny_backbone(name, pretrained=pretrained, seed=seed, image_size=image_size)
+        backbone.units[2].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+        return backbone
+
+    found = rows(tiny_plan({"frozen_depth": 2}, epochs=2), tmp_path / "trial", shared, backbone=build)
+    assert found[0]["stored_units"] == 2
+    assert seen
+    assert all(activation.data_ptr() % 64 == 0 for activation in seen)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BACKBONES)
 def test_real_networks_at_every_frozen_depth(name: str, tmp_path: Path) -> None:

@@ -257,20 +257,24 @@ class Reader:
             raise IndexError("activations of images that are not in the store were asked for")
         if self._resident is not None:
             return self._layout.restore(self._resident[torch.from_numpy(rows).to(self._device, non_blocking=True)])
-        found = torch.from_numpy(self._gather(rows))
+        found = self._gather(rows)
         if self._device.type == "cuda":
             found = found.pin_memory().to(self._device, non_blocking=True)
         return self._layout.restore(found)
 
-    def _gather(self, rows: Indices) -> NDArray[Any]:
+    def _gather(self, rows: Indices) -> Tensor:
+        first = self._blocks[0]
+        # Into torch's memory, as the units would have given them: a matrix product may round by alignment, and numpy's is less.
+        found = torch.empty((len(rows), *first.shape[1:]), dtype=torch.from_numpy(np.empty(0, first.dtype)).dtype)
+        out = found.numpy()
         if len(self._blocks) == 1:
-            return np.take(self._blocks[0], rows, axis=0)
-        out = np.empty((len(rows), *self._blocks[0].shape[1:]), self._blocks[0].dtype)
+            np.take(first, rows, axis=0, out=out, mode="clip")  # any other mode fills a second buffer first
+            return found
         numbers = np.searchsorted(self._starts, rows, side="right") - 1
         for number in np.unique(numbers):
             chosen = numbers == number
             out[chosen] = self._blocks[number][rows[chosen] - self._starts[number]]
-        return out
+        return found
 
 
 def _unit_digests(classifier: Classifier, depth: int) -> list[list[str]]:
