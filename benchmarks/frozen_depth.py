@@ -25,10 +25,11 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,6 +41,7 @@ from raystudy.factors import Scalar
 from raystudy.finetune.backbone import Backbone, build_backbone
 from raystudy.finetune.batches import Batch, ImageStore
 from raystudy.finetune.compute import Compute
+from raystudy.finetune.cpu_convolutions import fast_convolutions
 from raystudy.finetune.freezing import Phase, freeze
 from raystudy.finetune.model import build_classifier
 from raystudy.finetune.objectives import criterion
@@ -135,7 +137,8 @@ class Bench:
             freeze(model, phase)
             optimizer = GroupedOptimizer(parameter_groups(model, phase, run.hyper), run.hyper)
             batch = Batch(activation, labels, labels, 1.0)
-            yield Suffix(partial(model.rest, depth=depth), optimizer, batch, run.compute)
+            convolutions = partial(fast_convolutions, model, run.compute)
+            yield Suffix(partial(model.rest, depth=depth), optimizer, batch, run.compute, convolutions)
             run.close()
 
 
@@ -148,16 +151,18 @@ class Suffix:
         optimizer: of its parameters.
         batch: the activations and their labels.
         compute: where and in what precision.
+        convolutions: the context under which trials train.
     """
 
     network: Callable[[Tensor], Tensor]
     optimizer: GroupedOptimizer
     batch: Batch
     compute: Compute
+    convolutions: Callable[[], AbstractContextManager[Any]]
 
     def step(self) -> None:
         """Take one optimiser step."""
-        with self.compute.autocast():
+        with self.compute.autocast(), self.convolutions():
             logits = self.network(self.batch.inputs)
         loss = criterion(logits.float(), self.batch, label_smoothing=0.0)
         self.optimizer.zero_grad()
