@@ -27,10 +27,11 @@ _FEW_PIXELS_OF_LARGE_KERNELS, _LARGE_KERNEL = 16, 5
 
 
 def fast_convolutions(network: nn.Module, compute: Compute) -> AbstractContextManager[Any]:
-    """Return the context under which the part of `network` that trains is to be called; it changes no more than rounding.
+    """Return the context under which `network`, the part that trains, is to be called; it changes no more than rounding.
 
-    Only for float32 on a CPU, and for networks that have such convolutions: elsewhere it does nothing. Convolutions that record
-    no gradient are left as they are, so that what is stored of a frozen prefix does not depend on who computed it.
+    It can be entered again and again. Only for float32 on a CPU, and for networks that have such convolutions: elsewhere it
+    does nothing. Convolutions that record no gradient are left as they are, so that what is stored of a frozen prefix does not
+    depend on who computed it.
     """
     if compute.device.type != "cpu" or compute.precision != "float32":
         return nullcontext()

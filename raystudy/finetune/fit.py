@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -110,10 +112,11 @@ class Fitter:
         # Dropout draws from torch's global generators; seeded here, an epoch does not depend on how it was reached.
         torch.manual_seed(self._seeds.derive(Purpose.DROPOUT, epoch))
         losses = _Losses(epoch, check_every=_GPU_CHECK_STEPS if self._compute.is_gpu else 1)
+        convolutions = fast_convolutions(self._network.backbone.units[phase.prefix_depth :], self._compute)
         first = (epoch - 1) * self._length.steps_per_epoch
         started = time.perf_counter()
         for step in range(first, first + self._length.steps_per_epoch):
-            losses.add(step, self._step(self._batches.at(step, stored), step, phase))
+            losses.add(step, self._step(self._batches.at(step, stored), step, phase, convolutions))
         mean = losses.mean()
         self._compute.synchronize()
         seconds = time.perf_counter() - started
@@ -145,12 +148,12 @@ class Fitter:
     def _build_optimizer(self) -> GroupedOptimizer:
         return GroupedOptimizer(parameter_groups(self._network, self._phase, self._hyper), self._hyper)
 
-    def _step(self, batch: Batch, step: int, phase: Phase) -> Tensor:
-        """Take one optimiser step; return the loss before it, detached."""
+    def _step(self, batch: Batch, step: int, phase: Phase, convolutions: AbstractContextManager[Any]) -> Tensor:
+        """Take one optimiser step, what trains called under `convolutions`; return the loss before it, detached."""
         hyper, optimizer = self._hyper, self.optimizer
         with self._compute.autocast():
             activation = batch.inputs if batch.depth else self._network.prefix(batch.inputs, phase.prefix_depth)
-            with fast_convolutions(self._network, self._compute):
+            with convolutions:
                 outputs = self._network.rest(activation, phase.prefix_depth)
         loss = self._objective.loss(outputs.float(), batch)
         optimizer.zero_grad()
