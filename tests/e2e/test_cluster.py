@@ -34,7 +34,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
         yield Cluster(hosts, changes=ONE_CPU_EACH)
 
 
-IMAGES = {"n_classes": 4, "per_class": 120, "side": 8}
+IMAGES = {"n_classes": 4, "per_class": 240, "side": 8}
 WRONG_PASSWORD = {"MLFLOW_TRACKING_USERNAME": "raystudy", "MLFLOW_TRACKING_PASSWORD": "wrong"}
 
 
@@ -66,6 +66,9 @@ class Laptop:
         """Run the studies here, without Ray, while the cluster does other things."""
         for name in names:
             self.place.call("run", str(self.place.folder / f"{name}.yaml"), "--inline")
+
+    def reports(self, name: str) -> int:
+        return sum(isinstance(event, Reported) for event in self.events(name))
 
     def call(self, *arguments: str, expect: int = 0, env: dict[str, str] | None = None) -> str:
         done = self.cluster.client(["raystudy", *arguments], check=False, timeout=400, env=env)
@@ -144,6 +147,7 @@ def test_a_day_of_a_cluster(cluster: Cluster, make_place: Callable[[str], Place]
     drivers = "raystudy run - --events"
     cluster.wait_for(lambda: len(hosts.find("head", drivers)) == 1, 240, "beta's driver, which was told to stop, to end")
     assert len(hosts.kill("head", drivers, signal.SIGKILL)) == 1
+    at = laptop.reports("alpha")
     cluster.wait_for(lambda: follower.poll() is not None, 240, "the follower to end")
     out, _ = follower.communicate()
     assert follower.returncode == 130
@@ -154,11 +158,11 @@ def test_a_day_of_a_cluster(cluster: Cluster, make_place: Callable[[str], Place]
     # Until MLflow has its end too: what the head's next death cuts off, only a resume would bring there.
     cluster.wait_for(lambda: laptop.states()["alpha"] == "completed", 240, "MLflow to have the end of alpha")
     cluster.wait_for_hosts("head", *cluster.workers)
-    say("driver killed, alpha resumed to its end")
+    say(f"driver killed at report {at} of alpha's {laptop.reports('alpha')}, alpha resumed to its end")
 
     # The head dies and comes back: its storage knows everything, and any client continues.
     laptop.call("resume", "beta")
-    laptop.wait_for_events("beta", Reported, sum(isinstance(event, Reported) for event in laptop.events("beta")) + 2)
+    laptop.wait_for_events("beta", Reported, laptop.reports("beta") + 2)
     hosts.poweroff("head")
     assert "no Ray dashboard answers at" in laptop.call("list", expect=3)
     assert "does not answer" in laptop.call("best", "beta", expect=3)
