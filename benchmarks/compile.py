@@ -48,7 +48,7 @@ def measure(bench: Bench, depth: int, *, is_compiled: bool) -> Speed:
     with bench.suffix(depth) as suffix:
         if is_compiled:
             suffix.network = torch.compile(suffix.network, dynamic=False)
-            suffix.convolutions = nullcontext
+            suffix.convolutions = nullcontext()
         started = time.perf_counter()
         suffix.step()
         suffix.compute.synchronize()

@@ -137,7 +137,7 @@ class Bench:
             freeze(model, phase)
             optimizer = GroupedOptimizer(parameter_groups(model, phase, run.hyper), run.hyper)
             batch = Batch(activation, labels, labels, 1.0)
-            convolutions = partial(fast_convolutions, model, run.compute)
+            convolutions = fast_convolutions(model.backbone.units[depth:], run.compute)
             yield Suffix(partial(model.rest, depth=depth), optimizer, batch, run.compute, convolutions)
             run.close()
 
@@ -158,11 +158,11 @@ class Suffix:
     optimizer: GroupedOptimizer
     batch: Batch
     compute: Compute
-    convolutions: Callable[[], AbstractContextManager[Any]]
+    convolutions: AbstractContextManager[Any]
 
     def step(self) -> None:
         """Take one optimiser step."""
-        with self.compute.autocast(), self.convolutions():
+        with self.compute.autocast(), self.convolutions:
             logits = self.network(self.batch.inputs)
         loss = criterion(logits.float(), self.batch, label_smoothing=0.0)
         self.optimizer.zero_grad()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -22,14 +22,11 @@ from raystudy.finetune.trial import TrialRun
 CPU = Compute.choose("cpu", "float32")
 
 
-def run(layer: nn.Module, images: Tensor, *, fast: bool, compute: Compute = CPU) -> list[Tensor]:
+def run(layer: nn.Module, images: Tensor, *, fast: bool) -> list[Tensor]:
     """Return the outputs, and the gradients of the images and of the parameters for a fixed gradient of the outputs."""
     images = images.clone(memory_format=torch.preserve_format).requires_grad_()
     layer.zero_grad()
-    if fast:
-        with fast_convolutions(layer, compute):
-            outputs = layer(images)
-    else:
+    with fast_convolutions(layer, CPU) if fast else nullcontext():
         outputs = layer(images)
     outputs.backward(torch.randn(outputs.shape, generator=torch.Generator().manual_seed(1)))
     gradients = [parameter.grad for parameter in layer.parameters()]
@@ -49,33 +46,41 @@ def assert_same(layer: nn.Module, images: Tensor) -> None:
         assert float((ours - theirs).abs().max()) < 1e-5 * scale
 
 
+class Geometry(NamedTuple):
+    """Of a convolution and its images, in rows and columns."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    sides: tuple[int, int]
+
+
+@st.composite
+def geometries(draw: st.DrawFn) -> Geometry:
+    """Any side from the smallest that gives an output pixel; padding may exceed the kernel."""
+
+    def pair(least: int, most: int) -> tuple[int, int]:
+        return draw(st.tuples(st.integers(least, most), st.integers(least, most)))
+
+    kernel, stride, padding, extra = pair(1, 5), pair(1, 3), pair(0, 4), pair(0, 6)
+    height, width = (max(1, k - 2 * p) + e for k, p, e in zip(kernel, padding, extra, strict=True))
+    return Geometry(kernel, stride, padding, (height, width))
+
+
 def refuse(*_: object) -> Tensor:
     raise AssertionError("not to be called")
 
 
-@given(
-    kernel=st.tuples(st.integers(1, 5), st.integers(1, 5)),
-    stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
-    padding=st.tuples(st.integers(0, 4), st.integers(0, 4)),
-    extra=st.tuples(st.integers(0, 6), st.integers(0, 6)),
-    bias=st.booleans(),
-)
-def test_depthwise_convolutions_of_any_geometry(kernel: Any, stride: Any, padding: Any, extra: Any, bias: bool) -> None:
-    # Any side from the smallest that gives an output pixel; padding may exceed the kernel.
-    sides = [max(1, k - 2 * p) + e for k, p, e in zip(kernel, padding, extra, strict=True)]
-    layer = nn.Conv2d(6, 6, kernel, stride, padding, groups=6, bias=bias)
-    assert_same(layer, images_of(3, 6, *sides))
+@given(geometry=geometries(), bias=st.booleans())
+def test_depthwise_convolutions_of_any_geometry(geometry: Geometry, bias: bool) -> None:
+    layer = nn.Conv2d(6, 6, geometry.kernel, geometry.stride, geometry.padding, groups=6, bias=bias)
+    assert_same(layer, images_of(3, 6, *geometry.sides))
 
 
-@given(
-    kernel=st.tuples(st.integers(1, 5), st.integers(1, 5)),
-    stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
-    padding=st.tuples(st.integers(0, 4), st.integers(0, 4)),
-    extra=st.tuples(st.integers(0, 6), st.integers(0, 6)),
-)
-def test_the_sum_over_taps_is_the_weights_gradient(kernel: Any, stride: Any, padding: Any, extra: Any) -> None:
-    sides = [max(1, k - 2 * p) + e for k, p, e in zip(kernel, padding, extra, strict=True)]
-    images, weight = images_of(2, 3, *sides).double(), torch.randn(3, 1, *kernel).double().requires_grad_()
+@given(geometry=geometries())
+def test_the_sum_over_taps_is_the_weights_gradient(geometry: Geometry) -> None:
+    stride, padding = geometry.stride, geometry.padding
+    images, weight = images_of(2, 3, *geometry.sides).double(), torch.randn(3, 1, *geometry.kernel).double().requires_grad_()
     outputs = torch.conv2d(images, weight, None, stride, padding, 1, 3)
     gradient = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(1)).double()
     torch.autograd.backward(outputs, gradient)

@@ -67,9 +67,6 @@ class Laptop:
         for name in names:
             self.place.call("run", str(self.place.folder / f"{name}.yaml"), "--inline")
 
-    def reports(self, name: str) -> int:
-        return sum(isinstance(event, Reported) for event in self.events(name))
-
     def call(self, *arguments: str, expect: int = 0, env: dict[str, str] | None = None) -> str:
         done = self.cluster.client(["raystudy", *arguments], check=False, timeout=400, env=env)
         assert done.returncode == expect, (
@@ -88,11 +85,11 @@ class Laptop:
         journal = self.cluster.hosts.path("head", f"{STUDIES}/{name}/journal.jsonl")
         return list(read_journal(journal)) if journal.exists() else []
 
-    def wait_for_events(self, name: str, kind: type[Event], count: int, seconds: float = 400) -> None:
-        def enough() -> bool:
-            return sum(isinstance(event, kind) for event in self.events(name)) >= count
+    def count(self, name: str, kind: type[Event]) -> int:
+        return sum(isinstance(event, kind) for event in self.events(name))
 
-        self.cluster.wait_for(enough, seconds, f"{count} {kind.__name__} of {name}")
+    def wait_for_events(self, name: str, kind: type[Event], count: int, seconds: float = 400) -> None:
+        self.cluster.wait_for(lambda: self.count(name, kind) >= count, seconds, f"{count} {kind.__name__} of {name}")
 
     def table(self, name: str) -> list[dict[str, Any]]:
         rows = self.json("trials", name)
@@ -147,7 +144,7 @@ def test_a_day_of_a_cluster(cluster: Cluster, make_place: Callable[[str], Place]
     drivers = "raystudy run - --events"
     cluster.wait_for(lambda: len(hosts.find("head", drivers)) == 1, 240, "beta's driver, which was told to stop, to end")
     assert len(hosts.kill("head", drivers, signal.SIGKILL)) == 1
-    at = laptop.reports("alpha")
+    at = laptop.count("alpha", Reported)
     cluster.wait_for(lambda: follower.poll() is not None, 240, "the follower to end")
     out, _ = follower.communicate()
     assert follower.returncode == 130
@@ -158,11 +155,11 @@ def test_a_day_of_a_cluster(cluster: Cluster, make_place: Callable[[str], Place]
     # Until MLflow has its end too: what the head's next death cuts off, only a resume would bring there.
     cluster.wait_for(lambda: laptop.states()["alpha"] == "completed", 240, "MLflow to have the end of alpha")
     cluster.wait_for_hosts("head", *cluster.workers)
-    say(f"driver killed at report {at} of alpha's {laptop.reports('alpha')}, alpha resumed to its end")
+    say(f"driver killed at report {at} of alpha's {laptop.count('alpha', Reported)}, alpha resumed to its end")
 
     # The head dies and comes back: its storage knows everything, and any client continues.
     laptop.call("resume", "beta")
-    laptop.wait_for_events("beta", Reported, laptop.reports("beta") + 2)
+    laptop.wait_for_events("beta", Reported, laptop.count("beta", Reported) + 2)
     hosts.poweroff("head")
     assert "no Ray dashboard answers at" in laptop.call("list", expect=3)
     assert "does not answer" in laptop.call("best", "beta", expect=3)
