@@ -224,11 +224,10 @@ def origins(addresses: Sequence[str]) -> tuple[list[Any], list[str], dict[str, A
 def samples(specs: Sequence[Any], names: Sequence[str], configs: Mapping[str, Mapping[str, Any]]) -> list[Any]:
     """Return the features of what each was trained on, under one network."""
     from raystudy import paths
-    from raystudy.data import Selection, select
+    from raystudy.data import Selection, open_data, select
     from raystudy.finetune.backbone import build_backbone
     from raystudy.finetune.compute import Compute
     from raystudy.finetune.embed import embed
-    from raystudy.finetune.trainer import open_data
 
     found, compute = [], Compute.choose("cpu", "float32")
     for spec, name in zip(specs, names, strict=True):

@@ -139,8 +139,9 @@ def run_study(file: Path, folder: Path) -> None:
     from trial_time import ClockedTrainer
 
     from raystudy import paths
+    from raystudy.data import open_data
     from raystudy.driver import Setting, run
-    from raystudy.finetune.trainer import FineTuneTrainer, open_data
+    from raystudy.finetune.trainer import FineTuneTrainer
     from raystudy.spec import StudySpec
 
     spec = StudySpec.from_dict(json.loads(file.read_text()))

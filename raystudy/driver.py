@@ -1,7 +1,8 @@
 """Runs and resumes a study on this machine's Ray (or inline): the order in which everything starts, and how it ends.
 
-Nothing is started before the study file, the images, the weights and the tracking store are known to be right; whatever
-fails before that leaves no trace. From then on the journal is the study: the process may die at any point.
+No trial is started before the study file, the images, the weights and the tracking store are known to be right, and whatever
+fails before that leaves no trace of the study; what takes seconds gets ready meanwhile (`preparation`). From then on the
+journal is the study: the process may die at any point.
 """
 
 from __future__ import annotations
@@ -10,32 +11,32 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from raystudy import __version__, paths
-from raystudy.errors import InputError, Problem, SpecError, StudyBusyError, StudyInterrupted
-from raystudy.host import calling_card, exclusive, existing, is_on_shared_ray, owner, ray_session, stopping_on_signals
+from raystudy.errors import Problem, SpecError, StudyBusyError, StudyInterrupted
+from raystudy.host import calling_card, exclusive, existing, exiting_on_sigterm, is_on_shared_ray, owner, stopping_on_signals
 from raystudy.keeping import CheckpointKeeper
 from raystudy.paths import StudyPaths
-from raystudy.preflight import check_classes, check_units, smallest_unit_count, space_of
+from raystudy.preflight import check_units, smallest_unit_count, space_of
+from raystudy.preparation import Helpers, Job, prepared
 from raystudy.records import Event, Observer, StudyRecord, StudyResumed, StudyStarted, StudyState
 from raystudy.search.director import Director
 from raystudy.shares import Share
 from raystudy.spec import StudySpec
 from raystudy.storage import StoppedWaiting, attended, tell
 from raystudy.tracking.address import check_reachable, database, tracking_uri
-from raystudy.tracking.feeder import Feeder, Ready
+from raystudy.tracking.feeder import Ready
 from raystudy.tracking.journal import Journal, read_journal
 from raystudy.tracking.sources import fetch_sources
 from raystudy.watcher import Watcher
 from raystudy.work import Trainer
 
 if TYPE_CHECKING:
-    from raystudy.finetune.source_models import Sources
     from raystudy.search.capacity import Slots
     from raystudy.search.tune import Quota
 
@@ -107,7 +108,7 @@ def run(spec: StudySpec, setting: Setting | None = None, watcher: Watcher | None
     setting, watcher = setting or Setting(), watcher or Watcher()
     spec = _with_address(spec, setting)
     files = StudyPaths.of(spec.name)
-    with exclusive(files), calling_card(files):
+    with exclusive(files), calling_card(files), exiting_on_sigterm():
         if files.journal.exists():
             raise StudyBusyError(
                 f"there is a study {spec.name!r} already: `raystudy resume {spec.name}` continues it, --name renames this one"
@@ -115,11 +116,12 @@ def run(spec: StudySpec, setting: Setting | None = None, watcher: Watcher | None
         _check_server(spec, setting)
         sources = fetch_sources(spec, _address(spec, setting), say=watcher.say)
         check_units(spec, sources)
-        trainer, about = _prepare(spec, setting, watcher, files, sources)
-        about |= {"units": smallest_unit_count(spec, sources)}
-        about |= {"sources": {name: source.note() for name, source in sources.items()}} if sources else {}
-        started = StudyStarted(time.time(), spec.name, spec.to_dict(), spec.fingerprint, __version__, about, owner())
-        return _drive(spec, setting, watcher, files, trainer, sources, history=[], opening=started)
+        job = Job(spec, files, watcher, sources, _address(spec, setting), setting.inline, setting.trainer)
+        with prepared(job, uses_ray=not setting.inline) as helpers:
+            about = helpers.about | {"units": smallest_unit_count(spec, sources)}
+            about |= {"sources": {name: source.note() for name, source in sources.items()}} if sources else {}
+            started = StudyStarted(time.time(), spec.name, spec.to_dict(), spec.fingerprint, __version__, about, owner())
+            return _drive(job, helpers, history=[], opening=started)
 
 
 def exists(name: str) -> bool:
@@ -148,7 +150,7 @@ def resume(
     """
     setting, watcher = setting or Setting(), watcher or Watcher()
     files = existing(name)
-    with exclusive(files), calling_card(files):
+    with exclusive(files), calling_card(files), exiting_on_sigterm():
         history = read_journal(files.journal)
         record = StudyRecord.fold(history)
         before = StudySpec.from_dict(record.spec)
@@ -164,51 +166,39 @@ def resume(
             )
         _check_server(spec, setting)
         sources = fetch_sources(spec, _address(spec, setting), record.data.get("sources"), say=watcher.say)
-        trainer, about = _prepare(spec, setting, watcher, files, sources)
-        known, found = record.data.get("fingerprint"), about.get("fingerprint")
-        if known and found and known != found:
-            raise InputError(Problem("data.source", f"the images of {spec.data.source} have changed since the study began"))
-        resumed = StudyResumed(time.time(), spec.to_dict(), __version__) if _has_work(spec, record) else None
-        return _drive(spec, setting, watcher, files, trainer, sources, history=history, opening=resumed)
+        job = Job(spec, files, watcher, sources, _address(spec, setting), setting.inline, setting.trainer)
+        has_work = _has_work(spec, record)
+        uses_ray = has_work and not setting.inline
+        with prepared(job, uses_ray=uses_ray, known=record.data.get("fingerprint")) as helpers:
+            resumed = StudyResumed(time.time(), spec.to_dict(), __version__) if has_work else None
+            return _drive(job, helpers, history=history, opening=resumed)
 
 
-def _drive(
-    spec: StudySpec,
-    setting: Setting,
-    watcher: Watcher,
-    files: StudyPaths,
-    trainer: Trainer,
-    sources: Sources,
-    *,
-    history: Sequence[Event],
-    opening: StudyStarted | StudyResumed | None,
-) -> Outcome:
+def _drive(job: Job, helpers: Helpers, *, history: Sequence[Event], opening: StudyStarted | StudyResumed | None) -> Outcome:
     """Run the trials that are left, and bring MLflow up to the journal; without an `opening` event only the latter."""
-    space = space_of(spec, sources)
-    uses_ray = not setting.inline and opening is not None
+    spec, files, watcher, feeder = job.spec, job.files, job.watcher, helpers.feeder
+    space = space_of(spec, job.sources)
+    helpers.await_ray()
+    if opening and not job.inline:
+        import raystudy.search.tune  # noqa: F401  a second of imports, while the writer opens the store
     with ExitStack() as stack:
-        feeder = Feeder.start(files, _address(spec, setting))
-        stack.callback(feeder.finish, 1.0)
-        # Ray and the MLflow writer start side by side; the writer creates nothing before the journal begins.
-        with ray_session(spec) if uses_ray else nullcontext():
-            if uses_ray:
-                import raystudy.search.tune  # noqa: F401  a second of imports, while the writer is busy with its own
-            journal = stack.enter_context(Journal(files.journal))
-            with _opened(journal, opening):
-                ready = feeder.wait_ready(READY_TIMEOUT_S)
-            history = [*history, opening] if opening else history
-            watcher.recount(history)
-            observers: list[Observer] = [lambda _: feeder.notify(), CheckpointKeeper(spec, files, history), watcher]
-            director = Director(spec, space, append=journal.append_patiently, history=history, observers=observers)
-            if opening:
-                watcher.begin(director)
-                try:
-                    with _attended(director, watcher):
-                        _run_trials(director, setting, trainer, files, sources)
-                finally:
-                    watcher.end()
-            watcher.say("Recording models and results in MLflow")
-            feeder.close()  # it wraps up while Ray shuts down
+        journal = stack.enter_context(Journal(files.journal))
+        with _opened(journal, opening):
+            ready = feeder.wait_ready(READY_TIMEOUT_S)
+        history = [*history, opening] if opening else history
+        watcher.recount(history)
+        observers: list[Observer] = [lambda _: feeder.notify(), CheckpointKeeper(spec, files, history), watcher]
+        director = Director(spec, space, append=journal.append_patiently, history=history, observers=observers)
+        if opening:
+            watcher.begin(director)
+            try:
+                with _attended(director, watcher):
+                    _run_trials(director, job, helpers.trainer)
+            finally:
+                watcher.end()
+        watcher.say("Recording models and results in MLflow")
+        feeder.close()  # it wraps up while Ray shuts down
+        helpers.ray.close()
         if any(trial.reports for trial in director.record.trials.values()):
             watcher.say("Computing which factors matter")  # the writer does, once everything else is recorded
         try:
@@ -247,15 +237,15 @@ def _has_work(spec: StudySpec, record: StudyRecord) -> bool:
     return unfinished or len(record.trials) < spec.budget.trials
 
 
-def _run_trials(director: Director, setting: Setting, trainer: Trainer, files: StudyPaths, sources: Sources) -> None:
+def _run_trials(director: Director, job: Job, trainer: Trainer) -> None:
     resources = director.spec.resources
     if director.is_exhausted:  # the last driver died between the last trial and the end of the study
         director.finish()
-    elif setting.inline:
+    elif job.inline:
         from raystudy.search.inline import run_inline
         from raystudy.search.worker import Worker
 
-        run_inline(director, Worker(trainer, logs=files.logs))
+        run_inline(director, Worker(trainer, logs=job.files.logs))
     else:
         from raystudy.search.capacity import cluster_slots
         from raystudy.search.packing import pack
@@ -263,10 +253,10 @@ def _run_trials(director: Director, setting: Setting, trainer: Trainer, files: S
         from raystudy.search.tune import run_on_tune
 
         slots = cluster_slots(resources.cpu, resources.gpu, resources.concurrent, resources.retries)
-        if setting.trainer is None:
-            ask = partial(gpu_need_on_cluster, director.spec, slots, tell, lambda: director.must_stop, sources)
+        if job.trainer is None:
+            ask = partial(gpu_need_on_cluster, director.spec, slots, tell, lambda: director.must_stop, job.sources)
             slots = pack(director.spec, slots, ask)
-        run_on_tune(director, trainer, slots, logs=files.logs, quota=_quota(director.spec, slots, files))
+        run_on_tune(director, trainer, slots, logs=job.files.logs, quota=_quota(director.spec, slots, job.files))
 
 
 def _quota(spec: StudySpec, slots: Slots, files: StudyPaths) -> Quota | None:
@@ -325,33 +315,6 @@ def _outcome(director: Director, ready: Ready, recorded: bool) -> Outcome:
         run_id=ready.run_id,
         recorded=recorded,
     )
-
-
-def _prepare(
-    spec: StudySpec, setting: Setting, watcher: Watcher, files: StudyPaths, sources: Sources
-) -> tuple[Trainer, dict[str, Any]]:
-    """Decode the images and load the weights; return what trains, and what to note about the images."""
-    if setting.trainer is not None:
-        return setting.trainer, {}
-    watcher.say(f"Reading images from {spec.data.source}")
-    from raystudy.finetune.trainer import FineTuneTrainer, check_weights, open_data
-
-    data = open_data(spec, paths.cache())
-    check_classes(spec, len(data.class_names))
-    for warning in data.warnings:
-        watcher.say(f"warning: {warning}")
-    watcher.say(f"Loading {', '.join(spec.backbones[:4])}{', ...' if len(spec.backbones) > 4 else ''}")
-    check_weights(spec, sources)
-    about = {
-        "fingerprint": data.fingerprint,
-        "classes": list(data.class_names),
-        "images": len(data.labels),
-        "training_images": len(data.splits.train),
-        "validation_images": len(data.splits.validation),
-        "skipped": [{"name": bad.name, "reason": bad.reason} for bad in data.bad],
-        "warnings": list(data.warnings),
-    }
-    return FineTuneTrainer(spec, files.all_checkpoints, paths.cache(), sources=sources), about
 
 
 def _address(spec: StudySpec, setting: Setting) -> str:

@@ -11,7 +11,8 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -171,6 +172,23 @@ def calling_card(files: StudyPaths) -> Iterator[None]:
 
 
 @contextmanager
+def exiting_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM end this process as an error does, so that what has been begun is tidied away."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, _frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
 def stopping_on_signals(director: Director) -> Iterator[None]:
     """Turn the first SIGINT or SIGTERM into a clean stop; a second SIGINT interrupts at once."""
     if threading.current_thread() is not threading.main_thread():
@@ -202,11 +220,34 @@ def ray_session(spec: StudySpec) -> Iterator[None]:
     Raises:
         UnreachableError: nobody answers at RAY_ADDRESS.
     """
+    with ray_starting(spec) as await_ray:
+        await_ray()
+        yield
+
+
+@contextmanager
+def ray_starting(spec: StudySpec) -> Iterator[Callable[[], None]]:
+    """Do so beside what the caller has to do meanwhile, who gets a function that waits until Ray is there.
+
+    The function raises what `ray_session` raises. A start cannot be broken off: leaving waits for its end, seconds at most.
+    """
     import ray
 
     if ray.is_initialized():
-        yield  # the caller's own: neither started nor stopped here
+        yield lambda: None  # the caller's own: neither started nor stopped here
         return
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="ray") as threads:
+        start = threads.submit(_connect, spec)
+        try:
+            yield start.result
+        finally:
+            wait([start])
+            ray.shutdown()
+
+
+def _connect(spec: StudySpec) -> None:
+    import ray
+
     address = os.environ.get("RAY_ADDRESS", "local")
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     if address not in ("", "local"):
@@ -217,12 +258,10 @@ def ray_session(spec: StudySpec) -> Iterator[None]:
             raise UnreachableError(f"the Ray cluster at RAY_ADDRESS={address} cannot be used: {error}") from error
     else:
         # A study keeps nothing in Ray's object store: the least that Ray accepts saves the memory for trials.
-        cpus = max(os.cpu_count() or 1, spec.resources.cpu)
-        ray.init(address="local", include_dashboard=False, num_cpus=cpus, object_store_memory=100_000_000, **common)
-    try:
-        yield
-    finally:
-        ray.shutdown()
+        own: dict[str, Any] = {"include_dashboard": False, "object_store_memory": 100_000_000}
+        # Tune's trials have an environment of their own, so none would run in the processes that Ray starts in advance.
+        own["_system_config"] = {"prestart_worker_first_driver": False}
+        ray.init(address="local", num_cpus=max(os.cpu_count() or 1, spec.resources.cpu), **own, **common)
 
 
 def _check_reachable(address: str) -> None:

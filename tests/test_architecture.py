@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "raystudy"
 
 LAYERS = [
-    {"errors", "factor_info"},
+    {"errors", "factor_info", "garbage"},
     {"factors", "storage"},
     {"records", "work", "event_lines"},
     {"spec"},
@@ -27,6 +27,7 @@ LAYERS = [
     {"query", "results", "watcher"},
     {"host", "shares", "keeping", "listing"},
     {"cluster"},
+    {"preparation"},
     {"driver"},
     {"studies"},
     {"progress", "api"},

@@ -15,13 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import filelock
+import numpy as np
 import pytest
 from disks import Disk
 from toys import Mishap, ToyTrainer, conduct, ends, table, toy_spec
 
-from raystudy import driver, host, paths, storage
+from raystudy import driver, host, paths, preparation, storage
+from raystudy.data import PreparedData, Splits
 from raystudy.driver import Setting
 from raystudy.errors import (
+    BackboneError,
     DataError,
     InputError,
     JournalError,
@@ -68,10 +71,13 @@ class FakeFeeder:
     journal_seen: list[int] = field(default_factory=list)
     files: StudyPaths | None = None
 
-    def start(self, files: StudyPaths, uri: str) -> FakeFeeder:
-        self.calls.append(f"start {uri}")
+    def prepare(self, files: StudyPaths, uri: str) -> FakeFeeder:
+        self.calls.append(f"prepare {uri}")
         self.files = files
         return self
+
+    def begin(self) -> None:
+        self.calls.append("begin")
 
     def wait_ready(self, timeout: float) -> Ready:  # noqa: ARG002
         assert self.files is not None
@@ -112,7 +118,7 @@ def feeder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> F
     """Put a fake in the place of the writer, but for the tests that take the time for the real one."""
     fake = FakeFeeder()
     if not request.node.get_closest_marker("slow"):
-        monkeypatch.setattr(driver, "Feeder", fake)
+        monkeypatch.setattr(preparation, "Feeder", fake)
     return fake
 
 
@@ -126,6 +132,15 @@ def inline(**options: Any) -> Setting:
 
 def events(name: str = "toy") -> list[Event]:
     return read_journal(StudyPaths.of(name).journal)
+
+
+def images(fingerprint: str) -> PreparedData:
+    """Return images of ten classes that nobody looks at."""
+    no_pixels = np.zeros((20, 1, 1, 3), dtype=np.uint8)
+    labels = np.arange(20, dtype=np.int64) % 10
+    splits = Splits(np.arange(10), np.arange(10, 20), None)
+    names = [str(index) for index in range(20)]
+    return PreparedData(no_pixels, labels, names, tuple("0123456789"), splits, (), (), fingerprint)
 
 
 def more_trials(count: int) -> Callable[[StudySpec], StudySpec]:
@@ -146,7 +161,7 @@ def test_a_study_runs_to_its_end_and_its_journal_tells_all(feeder: FakeFeeder) -
     assert table(record) == undisturbed()
     assert isinstance(journal[0], StudyStarted)
     assert isinstance(journal[-1], StudyEnded)
-    assert feeder.calls[:2] == [f"start {paths.local_tracking_uri()}", "wait_ready"]
+    assert feeder.calls[:3] == [f"prepare {paths.local_tracking_uri()}", "begin", "wait_ready"]
     assert feeder.calls.count("notify") == len(journal) - 1
     assert feeder.journal_seen == [1], "the writer finds the study's first event"
 
@@ -234,15 +249,17 @@ def test_where_the_tracking_store_refuses_nothing_is_left_and_the_name_is_free(
 
 
 @contextmanager
-def no_ray(spec: StudySpec) -> Iterator[None]:  # noqa: ARG001
-    raise UnreachableError("the Ray cluster at RAY_ADDRESS=10.0.0.1:6379 cannot be used")
-    yield
+def no_ray(spec: StudySpec) -> Iterator[Callable[[], None]]:  # noqa: ARG001
+    def wait() -> None:
+        raise UnreachableError("the Ray cluster at RAY_ADDRESS=10.0.0.1:6379 cannot be used")
+
+    yield wait
 
 
-def test_where_ray_cannot_be_reached_nothing_is_left_and_the_store_was_not_touched(
+def test_where_ray_cannot_be_reached_nothing_is_left_and_no_study_was_recorded(
     feeder: FakeFeeder, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(driver, "ray_session", no_ray)
+    monkeypatch.setattr(preparation, "ray_starting", no_ray)
     with pytest.raises(UnreachableError, match="RAY_ADDRESS"):
         driver.run(SPEC, Setting(trainer=toy_trainer()))
     assert list((home / "studies").iterdir()) == []
@@ -255,11 +272,38 @@ def test_where_the_images_are_unusable_nothing_was_started(
     def unusable(*_: object) -> None:
         raise DataError(Problem("data.source", "no images"))
 
-    monkeypatch.setattr(driver, "_prepare", unusable)
+    monkeypatch.setattr("raystudy.data.open_data", unusable)
+    monkeypatch.setattr(preparation, "ray_starting", lambda _: pytest.fail("Ray was started"))
     with pytest.raises(DataError):
-        driver.run(SPEC, Setting(inline=True))
+        driver.run(SPEC, Setting())
     assert list((home / "studies").iterdir()) == []
-    assert feeder.calls == []
+    assert feeder.calls == [f"prepare {paths.local_tracking_uri()}", "finish"]
+
+
+def test_where_the_weights_are_unusable_ray_is_ended_again_and_nothing_is_left(
+    feeder: FakeFeeder, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    happened = []
+
+    @contextmanager
+    def ray_starting(spec: StudySpec) -> Iterator[Callable[[], None]]:  # noqa: ARG001
+        happened.append("started")
+        try:
+            yield lambda: None
+        finally:
+            happened.append("ended")
+
+    def unusable(*_: object) -> None:
+        raise BackboneError(Problem("backbone", "no weights"))
+
+    monkeypatch.setattr(preparation, "ray_starting", ray_starting)
+    monkeypatch.setattr(preparation, "_trainer", unusable)
+    monkeypatch.setattr("raystudy.data.open_data", lambda *_: images("aaaa"))
+    with pytest.raises(BackboneError):
+        driver.run(SPEC, Setting())
+    assert happened == ["started", "ended"]
+    assert list((home / "studies").iterdir()) == []
+    assert "wait_ready" not in feeder.calls
 
 
 @pytest.mark.parametrize(
@@ -439,7 +483,7 @@ def test_resume_of_a_finished_study_does_nothing_but_bring_mlflow_up_to_date(fee
     again = driver.resume("toy", None, Setting(trainer=toy_trainer()))  # not inline: Ray is not started either
     assert again == first
     assert StudyPaths.of("toy").journal.read_bytes() == before
-    assert feeder.calls == [f"start {paths.local_tracking_uri()}", "wait_ready", "close", "finish", "finish"]
+    assert feeder.calls == [f"prepare {paths.local_tracking_uri()}", "begin", "wait_ready", "close", "finish", "finish"]
 
 
 def test_a_study_in_which_no_process_came_up_is_resumed_without_changes() -> None:
@@ -516,12 +560,10 @@ def test_a_change_of_what_decides_the_results_is_refused() -> None:
 
 @pytest.mark.parametrize(("found", "refused"), [("aaaa", False), ("bbbb", True)])
 def test_images_that_changed_are_refused(monkeypatch: pytest.MonkeyPatch, found: str, refused: bool) -> None:
-    def prepare(fingerprint: str) -> Callable[..., tuple[ToyTrainer, dict[str, Any]]]:
-        return lambda *_: (toy_trainer(), {"fingerprint": fingerprint})
-
-    monkeypatch.setattr(driver, "_prepare", prepare("aaaa"))
+    monkeypatch.setattr(preparation, "_trainer", lambda _: toy_trainer())
+    monkeypatch.setattr("raystudy.data.open_data", lambda *_: images("aaaa"))
     driver.run(SPEC, Setting(inline=True))
-    monkeypatch.setattr(driver, "_prepare", prepare(found))
+    monkeypatch.setattr("raystudy.data.open_data", lambda *_: images(found))
     if refused:
         with pytest.raises(InputError, match=r"the images of sklearn:digits have changed"):
             driver.resume("toy", more_trials(9), Setting(inline=True))
@@ -665,7 +707,7 @@ def test_a_real_tracking_server_that_is_not_there_leaves_nothing_behind(home: Pa
 @pytest.mark.slow
 def test_after_a_ray_that_could_not_be_reached_the_name_is_free_in_the_store_too(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(driver, "ray_session", no_ray)
+        patch.setattr(preparation, "ray_starting", no_ray)
         with pytest.raises(UnreachableError, match="RAY_ADDRESS"):
             driver.run(SPEC, Setting(trainer=toy_trainer()))
     outcome = driver.run(SPEC, inline())

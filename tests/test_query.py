@@ -516,7 +516,8 @@ def test_weights_of_another_model_are_refused(kept: KeptModel, tmp_path: Path) -
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Event], list[str]]:
     """Give a study's folder with the checkpoints of two trials, its events, and its classes."""
-    from raystudy.finetune.trainer import FineTuneTrainer, open_data
+    from raystudy.data import open_data
+    from raystudy.finetune.trainer import FineTuneTrainer
     from raystudy.records import StudyEnded, StudyStarted, TrialEnded
     from raystudy.work import Ticket
 

@@ -18,6 +18,7 @@ from stores import empty_store, feed
 from tiny import N_UNITS, build_tiny_backbone, conv_unit, tiny_data, tiny_hyper, tiny_model, tiny_plan, without_time
 from torch import Tensor, nn
 
+from raystudy.data import open_data
 from raystudy.factors import Scalar
 from raystudy.findings.figures import save
 from raystudy.findings.readout_figures import readout_figure
@@ -32,7 +33,7 @@ from raystudy.finetune.model import FineTuneModel, build_classifier
 from raystudy.finetune.readouts_file import FILE, append, read
 from raystudy.finetune.readouts_probe import probe_images
 from raystudy.finetune.readouts_trial import ReadOuts
-from raystudy.finetune.trainer import FineTuneTrainer, open_data, readout_epochs
+from raystudy.finetune.trainer import FineTuneTrainer, readout_epochs
 from raystudy.finetune.trial import TrialRun
 from raystudy.paths import StudyPaths
 from raystudy.records import Event, Reported, StudyEnded, StudyRecord, StudyState, TrialEnded, TrialStarted, TrialState

@@ -17,7 +17,7 @@ from safetensors.torch import save
 from stores import Server, empty_store
 from toys import ToyTrainer, toy_spec
 
-from raystudy import driver, paths, preflight
+from raystudy import driver, paths, preflight, preparation
 from raystudy.cli import main
 from raystudy.driver import Setting
 from raystudy.errors import BackboneError, RaystudyError, SpecError, UnreachableError
@@ -498,8 +498,10 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
 
     class Quiet:
         @classmethod
-        def start(cls, *_: Any) -> Quiet:
+        def prepare(cls, *_: Any) -> Quiet:
             return cls()
+
+        def begin(self) -> None: ...
 
         def wait_ready(self, _: float) -> Ready:
             return Ready("1", "r", "sqlite:///x.db")
@@ -511,7 +513,7 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
 
         def close(self) -> None: ...
 
-    monkeypatch.setattr(driver, "Feeder", Quiet)
+    monkeypatch.setattr(preparation, "Feeder", Quiet)
 
 
 @pytest.mark.usefixtures("quiet")

@@ -14,6 +14,7 @@ import click
 from raystudy import __version__
 from raystudy.cli import cache, cluster, distance, files, findings, pretrain, report, results, studies, submit
 from raystudy.errors import RaystudyError
+from raystudy.garbage import collect_rarely
 
 
 class _Ordered(click.Group):
@@ -63,6 +64,7 @@ for command in (
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit; errors are words on stderr, `--debug` anywhere shows the traceback."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    collect_rarely()
     debug = "--debug" in arguments
     sys.exit(_call([argument for argument in arguments if argument != "--debug"], debug=debug))
 

@@ -52,7 +52,8 @@ def validate(file: Path, overrides: tuple[str, ...], no_probe: bool, as_json: bo
     spec = read_study(file, overrides)
     sources = fetch_sources(spec, tracking_uri(spec.tracking_uri))
     check_units(spec, sources)
-    from raystudy.finetune.trainer import check_weights, open_data
+    from raystudy.data import open_data
+    from raystudy.finetune.trainer import check_weights
     from raystudy.plan import make_plan, plan_to_dict, render_plan
 
     data, space = open_data(spec, paths.cache()), space_of(spec, sources)

@@ -1,6 +1,7 @@
 """Labelled images from any source: decoded once, checked, split, and shared by all trials of a machine."""
 
 from raystudy.data.filesystem import is_uri
+from raystudy.data.of_study import open_data
 from raystudy.data.pipeline import prepare
 from raystudy.data.prepared import BadImage, ClassCount, DataSummary, PreparedData, Splits, summarise
 from raystudy.data.selection import Selected, Selection, category_order, select
@@ -21,6 +22,7 @@ __all__ = [
     "fraction_subset",
     "is_uri",
     "nesting_order",
+    "open_data",
     "prepare",
     "select",
     "split_source",

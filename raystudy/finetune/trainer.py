@@ -11,7 +11,7 @@ from pathlib import Path
 import filelock
 
 from raystudy.cache import Cache
-from raystudy.data import PreparedData, prepare
+from raystudy.data import PreparedData, open_data
 from raystudy.finetune.backbone import Backbone, BackboneInfo, build_backbone, builder_with, unit_count
 from raystudy.finetune.prefixes import Sharing
 from raystudy.finetune.source_models import Sources, architecture_of
@@ -21,20 +21,6 @@ from raystudy.storage import keep_trying
 from raystudy.work import Ticket, Training
 
 _OTHER_PROCESS_S = 120.0
-
-
-def open_data(spec: StudySpec, cache: Path) -> PreparedData:
-    """Return the study's images; decoded by the first who asks on this machine, mapped into memory by all others."""
-    data = spec.data
-    return prepare(
-        data.source,
-        image_size=data.image_size,
-        validation=data.validation,
-        test=data.test,
-        on_bad_image=data.on_bad_image,
-        seed=spec.search.seed,
-        cache_dir=cache,
-    )
 
 
 @dataclass(frozen=True)

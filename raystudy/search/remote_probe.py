@@ -140,10 +140,10 @@ def _at_a_time(spec: StudySpec, slots: Slots, gpu: float) -> int:
 def _measure(spec: StudySpec, box: str, sources: Sources) -> tuple[Probe, GpuNeed | None, str]:
     """Measure on this node, with its own copy of the images; say in `box` that it has begun."""
     messages.send(box, "begun")
+    from raystudy.data import open_data
     from raystudy.finetune.backbone import builder_with
     from raystudy.finetune.gpu_memory import measure_need
     from raystudy.finetune.probe import probe
-    from raystudy.finetune.trainer import open_data
 
     node = socket.gethostname()
     try:
@@ -161,9 +161,9 @@ def _measure(spec: StudySpec, box: str, sources: Sources) -> tuple[Probe, GpuNee
 def _measure_memory(spec: StudySpec, box: str, sources: Sources) -> GpuNeed:
     """Measure the largest trial on this node, likewise."""
     messages.send(box, "begun")
+    from raystudy.data import open_data
     from raystudy.finetune.backbone import builder_with
     from raystudy.finetune.gpu_memory import measure_need
-    from raystudy.finetune.trainer import open_data
 
     data = open_data(spec, paths.cache())
     return measure_need(spec, space_of(spec, sources), data, backbone=builder_with(sources))

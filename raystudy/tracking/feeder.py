@@ -48,19 +48,30 @@ class Ready:
 class Feeder:
     """A running writer process. Call it with every event, as an observer, or call `notify`."""
 
-    def __init__(self, paths: StudyPaths, tracking_uri: str, *, patient: bool = False) -> None:
-        """Start the writer; see `start`."""
+    def __init__(self, paths: StudyPaths, tracking_uri: str, *, is_told: bool = True) -> None:
+        """Start the writer; see `start` and `prepare`."""
         self._paths, self._uri = paths, tracking_uri
         self._restarts = 0
         self._started = 0.0
         self._is_finished = False
         self._is_closed = False
-        self._process = self._spawn(patient=patient)
+        self._is_told = is_told
+        self._process = self._spawn()
 
     @classmethod
     def start(cls, paths: StudyPaths, tracking_uri: str) -> Feeder:
         """Start the writer and return at once; `wait_ready` says whether the store can be used."""
         return cls(paths, tracking_uri)
+
+    @classmethod
+    def prepare(cls, paths: StudyPaths, tracking_uri: str) -> Feeder:
+        """Start a writer that reads its libraries, for seconds, and does nothing else until it is told to `begin`."""
+        return cls(paths, tracking_uri, is_told=False)
+
+    def begin(self) -> None:
+        """Let a prepared writer open the store; `wait_ready` says whether it can be used."""
+        self._is_told = True
+        self.notify()
 
     def __call__(self, event: Event) -> None:  # noqa: ARG002
         """Be an observer of the study."""
@@ -111,6 +122,8 @@ class Feeder:
             A writer that takes longer than `timeout` seconds is left to itself, to finish or give up.
         """
         deadline = time.monotonic() + timeout
+        if not self._is_told:
+            self.abandon()  # it has nothing to write
         code = self._close_and_wait(timeout)
         if self._is_finished:
             return code == 0
@@ -140,13 +153,14 @@ class Feeder:
         self._process.wait()
         self._close_output()
 
-    def _spawn(self, *, patient: bool) -> subprocess.Popen[bytes]:
+    def _spawn(self, option: str = "") -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "raystudy.tracking.writer", "--root", str(self._paths.root)]
+        option = option or ("" if self._is_told else "--prepare")
         # In the environment, not among the arguments: every user of the machine can read those, and it may hold a password.
         environment = {**os.environ, "RAYSTUDY_WRITER_URI": self._uri}
         with self._open_log() as log:
             process = subprocess.Popen(
-                [*command, "--patient"] if patient else command,
+                [*command, option] if option else command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -183,7 +197,7 @@ class Feeder:
         self._close_output()
         code = self._process.wait()
         _log.warning("the MLflow writer ended with %s (see %s): starting another", code, self._paths.writer_log)
-        self._process = self._spawn(patient=True)
+        self._process = self._spawn("--patient")
 
     def _read_answer(self, timeout: float) -> dict[str, Any]:
         assert self._process.stdout is not None

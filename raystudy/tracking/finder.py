@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from raystudy.paths import StudyPaths
 from raystudy.records import StudyRecord
@@ -38,25 +39,33 @@ class Finder:
             limit: seconds that it may take.
         """
         self._files, self._limit = files, limit
-        self._command = command or (sys.executable, "-m", "raystudy.tracking.findings", "--root", str(files.root))
+        self._command = command or (sys.executable, "-m", "raystudy.tracking.findings", "--wait", "--root", str(files.root))
         self._process: subprocess.Popen[bytes] | None = None
         self._started = 0.0
         self._is_ready = False
 
+    def prepare(self) -> None:
+        """Start a process that reads its libraries, for seconds, and waits; never raises.
+
+        It ends with this one if nothing becomes of the study's end.
+        """
+        if self._process is None:
+            with suppress(OSError):  # `start` tries again, and says so
+                self._process = self._spawn()
+
     def start(self, record: StudyRecord) -> None:
-        """Start the process and return at once, unless there is nothing to find or it has been found; never raises."""
-        if not any(trial.reports for trial in record.trials.values()):
-            return
-        if latest(self._files) is not None:
-            self._is_ready = True
+        """Let the process compute and return at once, unless there is nothing to find or it has been found; never raises."""
+        self._is_ready = latest(self._files) is not None
+        if self._is_ready or not any(trial.reports for trial in record.trials.values()):
+            self._dismiss()
             return
         self._started = time.monotonic()
+        if self._process is not None and not self._tell(self._process):
+            self._dismiss()  # it was killed while it waited
         try:
-            self._process = subprocess.Popen(
-                self._command,
-                stdin=subprocess.DEVNULL,
-                env={"OMP_NUM_THREADS": _MOST_THREADS, **os.environ},
-            )
+            if self._process is None:
+                self._process = self._spawn()
+                self._tell(self._process)
         except OSError as error:
             self._give_up(f"the process could not be started: {error}")
 
@@ -73,7 +82,8 @@ class Finder:
             if is_late or is_outdated():
                 self._end(self._process)
                 return self._give_up(f"they took longer than {self._limit:g} s") if is_late else False
-            time.sleep(_POLL_S)
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(_POLL_S)
         if is_outdated():
             return False
         if code != 0:
@@ -90,6 +100,27 @@ class Finder:
             return False
         self._is_ready = True
         return True
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        environment = {"OMP_NUM_THREADS": _MOST_THREADS, **os.environ}
+        return subprocess.Popen(self._command, stdin=subprocess.PIPE, env=environment)
+
+    @staticmethod
+    def _tell(process: subprocess.Popen[bytes]) -> bool:
+        """Let the process go on; return False if it is gone."""
+        assert process.stdin is not None
+        try:
+            process.stdin.write(b".")
+            process.stdin.close()
+        except OSError:
+            return False
+        return True
+
+    def _dismiss(self) -> None:
+        """End a process that was prepared in vain."""
+        if self._process is not None:
+            self._end(self._process)
+            self._process = None
 
     @staticmethod
     def _end(process: subprocess.Popen[bytes]) -> None:

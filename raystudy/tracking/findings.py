@@ -14,13 +14,14 @@ import signal
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raystudy.errors import InputError, Problem
 from raystudy.factors import PROBE_DEPTH, Scalar
 from raystudy.findings.answer import Importance
+from raystudy.garbage import collect_rarely
 from raystudy.paths import StudyPaths
 from raystudy.records import StudyRecord, TrialState
 from raystudy.spec import StudySpec
@@ -258,13 +259,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     The page about the study comes first without what matters: it is there if this process is ended before it has an answer.
     """
+    collect_rarely()
     parser = argparse.ArgumentParser(prog="raystudy.tracking.findings")
     parser.add_argument("--root", type=Path, required=True)
-    files = StudyPaths(parser.parse_args(arguments).root)
+    parser.add_argument("--wait", action="store_true", help="begin when a byte comes on standard input, end when that ends")
+    options = parser.parse_args(arguments)
+    files = StudyPaths(options.root)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    signal.alarm(int(LIMIT_S) + 60)  # the writer ends it earlier, if it still lives
     from raystudy.tracking.report import leave_page
 
+    if options.wait:
+        _read_libraries()
+        if not os.read(sys.stdin.fileno(), 1):
+            return 0
+    signal.alarm(int(LIMIT_S) + 60)  # the writer ends it earlier, if it still lives
     record: StudyRecord | None = None
     try:
         record = _record(files)
@@ -279,6 +287,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             leave_page(record, files.findings, None, f"What matters could not be computed: {text}.")
         write_error(text, files.findings)
     return 0
+
+
+def _read_libraries() -> None:
+    """Import what computing and drawing takes, for seconds; where that is not possible, computing says why."""
+    with suppress(Exception), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        import raystudy.findings.figures
+        import raystudy.findings.importance
+        import raystudy.findings.report
+        import raystudy.tracking.tables  # noqa: F401
 
 
 def _record(files: StudyPaths) -> StudyRecord:

@@ -226,10 +226,10 @@ def per_class_accuracy(spec: StudySpec, kept: KeptModel) -> dict[str, float | No
     Raises:
         DataError: the images cannot be read any more.
     """
+    from raystudy.data import open_data
     from raystudy.finetune.batches import ImageStore, evaluation_batches
     from raystudy.finetune.compute import Compute
     from raystudy.finetune.metrics import evaluate
-    from raystudy.finetune.trainer import open_data
 
     data = open_data(spec, paths.cache())
     compute = Compute.choose("cpu", "float32")

@@ -66,6 +66,14 @@ def own_process(uri: str) -> None:
         event.listen(Engine, "connect", commit_quickly)
 
 
+def read_libraries(uri: str) -> None:
+    """Import what opening the store at `uri` imports, for seconds, and open nothing."""
+    import mlflow.tracking
+
+    if database(uri) is not None:
+        import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
+
+
 class StoreDown(UnreachableError):
     """The store did not do it now, but may later."""
 

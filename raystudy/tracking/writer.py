@@ -29,12 +29,13 @@ from typing import TYPE_CHECKING, TypeVar
 from filelock import FileLock
 
 from raystudy.errors import RaystudyError, StudyBusyError
+from raystudy.garbage import collect_rarely
 from raystudy.paths import StudyPaths
 from raystudy.records import StudyRecord
 from raystudy.tracking.address import check_reachable, redact
 from raystudy.tracking.content import spec_of
 from raystudy.tracking.finder import Finder
-from raystudy.tracking.store import StoreDown, StoreRefused, own_process
+from raystudy.tracking.store import StoreDown, StoreRefused, own_process, read_libraries
 from raystudy.tracking.tail import Tail
 
 if TYPE_CHECKING:
@@ -89,6 +90,12 @@ class DriverPipe:
         elif select.select([self._file], [], [], seconds)[0]:
             self._drain()
 
+    def await_word(self) -> bool:
+        """Wait until the driver sends a byte; return False if it goes away instead."""
+        select.select([self._file], [], [])
+        self._drain()
+        return not self.is_closed
+
     def _drain(self) -> None:
         try:
             while (data := os.read(self._file, 65536)) != b"":
@@ -118,6 +125,7 @@ class Writer:
         self._tail = Tail(paths.journal)
         self._dirty: set[str] = set()
         self._is_complete = True
+        self._most_running = 0
         self._store: Store | None = None
 
     def await_study(self) -> StudyRecord:
@@ -168,6 +176,7 @@ class Writer:
                 # with its interruption.
                 self._finder.start(self._tail.record)
             self.persist(self._write_all)
+            self._prepare_findings()
             if last_round:
                 break
             if not self._pipe.is_closed and not self._tail.has_more():
@@ -178,6 +187,16 @@ class Writer:
             self._finish()
         self._open().settle()
         return self._is_complete and not self._mirror.given_up
+
+    def _prepare_findings(self) -> None:
+        """Let the findings' process read its libraries, once the last trial has begun and a slot is idle (or there is one)."""
+        record, finder = self._tail.record, self._finder
+        if finder is None or self._pipe.is_closed or len(record.trials) < spec_of(record).budget.trials:
+            return
+        running = sum(not trial.state.is_over for trial in record.trials.values())
+        self._most_running = max(self._most_running, running)
+        if running <= max(1, self._most_running - 1):
+            finder.prepare()
 
     def add_findings(self) -> None:
         """Store what matters in a study that has ended, unless it goes on meanwhile; what goes wrong is a line of the log."""
@@ -268,10 +287,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the writer; see the module's text."""
     for number in (signal.SIGINT, signal.SIGTERM):  # sent to every process of a study; our end is the pipe's
         signal.signal(number, signal.SIG_IGN)
+    collect_rarely()
     os.nice(_NICENESS)  # Ray starts at the same moment, and everybody waits for Ray
     parser = argparse.ArgumentParser(prog="raystudy.tracking.writer")
     parser.add_argument("--root", type=Path, required=True)
     parser.add_argument("--tracking-uri", default=os.environ.get(URI_VARIABLE), help=f"default: {URI_VARIABLE}")
+    parser.add_argument("--prepare", action="store_true", help="open the store only when a byte comes on standard input")
     parser.add_argument("--patient", action="store_true", help="wait for a store that is away at the start")
     options = parser.parse_args(arguments)
     answer = _own_stdout()
@@ -280,6 +301,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     paths = StudyPaths(options.root)
     patience = float(os.environ.get(PATIENCE_VARIABLE, _PATIENCE_S))
     pipe = DriverPipe(sys.stdin.fileno())
+    if options.prepare:
+        read_libraries(options.tracking_uri)
+        if not pipe.await_word():
+            return 0
     writer = Writer(paths, options.tracking_uri, pipe, patience=patience, finder=Finder(paths))
     try:
         return _serve(writer, paths, options, answer)
