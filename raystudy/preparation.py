@@ -80,12 +80,20 @@ def prepared(job: Job, *, uses_ray: bool, known: str | None = None) -> Iterator[
     """
     with ExitStack() as stack:
         feeder = Feeder.prepare(job.files, job.address)
-        stack.callback(feeder.finish, 1.0)
+        stack.callback(_leave, feeder, job)
         about = _read_images(job, known)
         feeder.begin()  # it creates nothing that bears the study's name before the journal begins
         ray = stack.enter_context(ExitStack())
         await_ray = ray.enter_context(ray_starting(job.spec)) if uses_ray else lambda: None
         yield Helpers(feeder, ray, await_ray, _trainer(job), about)
+
+
+def _leave(feeder: Feeder, job: Job) -> None:
+    """Leave the writer to itself; where the study never began, it has nothing to write, and may not outlive its folder."""
+    if job.files.journal.exists():
+        feeder.finish(1.0)
+    else:
+        feeder.abandon()
 
 
 def _read_images(job: Job, known: str | None) -> dict[str, Any]:

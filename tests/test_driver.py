@@ -99,6 +99,9 @@ class FakeFeeder:
             raise KeyboardInterrupt
         return self.recorded
 
+    def abandon(self) -> None:
+        self.calls.append("abandon")
+
     def has_recorded(self) -> bool:
         return self.recorded
 
@@ -277,7 +280,7 @@ def test_where_the_images_are_unusable_nothing_was_started(
     with pytest.raises(DataError):
         driver.run(SPEC, Setting())
     assert list((home / "studies").iterdir()) == []
-    assert feeder.calls == [f"prepare {paths.local_tracking_uri()}", "finish"]
+    assert feeder.calls == [f"prepare {paths.local_tracking_uri()}", "abandon"]
 
 
 def test_where_the_weights_are_unusable_ray_is_ended_again_and_nothing_is_left(
@@ -303,7 +306,7 @@ def test_where_the_weights_are_unusable_ray_is_ended_again_and_nothing_is_left(
         driver.run(SPEC, Setting())
     assert happened == ["started", "ended"]
     assert list((home / "studies").iterdir()) == []
-    assert "wait_ready" not in feeder.calls
+    assert feeder.calls[-2:] == ["begin", "abandon"]
 
 
 @pytest.mark.parametrize(

@@ -503,6 +503,8 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
 
         def begin(self) -> None: ...
 
+        def abandon(self) -> None: ...
+
         def wait_ready(self, _: float) -> Ready:
             return Ready("1", "r", "sqlite:///x.db")
 

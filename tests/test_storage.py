@@ -387,7 +387,7 @@ def test_a_feeder_whose_writer_cannot_be_restarted_writes_into_no_other_file(
     feeder = Feeder.start(files, f"sqlite:///{tmp_path / 'mlflow.db'}")
     os.kill(feeder.pid, signal.SIGKILL)
 
-    def refuse(**_: Any) -> None:
+    def refuse(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(feeder, "_spawn", refuse)

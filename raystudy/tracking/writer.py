@@ -46,7 +46,8 @@ PATIENCE_VARIABLE = "RAYSTUDY_WRITER_PATIENCE_S"
 _PATIENCE_S = 60.0
 _FIRST_PATIENCE_S = 4.0
 """How long a store that answers may refuse to be opened: two studies may be making its tables at the same time."""
-_POLL_S = 1.0
+_POLL_S = 10.0
+"""How long the driver may say nothing before the writer looks for itself: every event comes with a byte."""
 _GATHER_S = 0.25
 """How long events gather after the first one: what arrives together is written together."""
 _BACK_OFF_S = (0.5, 10.0)
