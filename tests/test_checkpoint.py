@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -73,6 +74,23 @@ def test_what_is_saved_is_loaded_bit_for_bit(
         assert loaded.weights[name].dtype == tensor.dtype
         assert torch.equal(loaded.weights[name].view(-1).view(torch.uint8), tensor.view(-1).view(torch.uint8))
     assert loaded.optimizer["a/step"] == 2
+
+
+def test_the_file_is_one_that_the_library_reads_whatever_the_tensors(tmp_path: Path) -> None:
+    floats = torch.arange(24, dtype=torch.float32).reshape(2, 3, 4)
+    types = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+    types += [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool]
+    weights = {f"as {dtype}": floats.to(dtype) for dtype in types}
+    weights |= {"transposed": floats.permute(2, 0, 1), "last channel first": floats[None].to(memory_format=torch.channels_last)}
+    weights |= {"of one number": torch.tensor(7), "of none": torch.empty(0, 3), "a part": floats[:, 1]}
+    path = save(tmp_path, Checkpoint(1, 1, ({"epoch": 1},), weights, {}, "f", "p"))
+    found = safetensors.torch.load_file(path)
+    assert found.keys() == {f"weights/{name}" for name in weights}
+    for name, tensor in weights.items():
+        read = found[f"weights/{name}"]
+        assert (read.dtype, read.shape) == (tensor.dtype, tensor.shape)
+        assert torch.equal(read, tensor)
+        assert read.data_ptr() % read.element_size() == 0
 
 
 def test_an_empty_or_missing_directory_has_no_checkpoint(tmp_path: Path) -> None:

@@ -270,17 +270,18 @@ def test_a_pause_is_recorded_after_its_event_and_is_no_part_of_the_studys_time()
 def test_a_checkpoint_waits_for_the_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    saved = Path.write_bytes
+    opened = Path.open
     errors = [errno.ENOSPC, errno.ENOSPC, errno.EROFS]
 
-    def write(path: Path, data: bytes) -> int:
-        if errors:
-            saved(path, data[:10])
+    def open_for_a_part(path: Path, mode: str = "r", **options: Any) -> Any:
+        if errors and mode == "wb":
+            with opened(path, mode) as file:
+                file.write(b"a part of it")
             error = errors.pop(0)
             raise OSError(error, os.strerror(error))
-        return saved(path, data)
+        return opened(path, mode, **options)
 
-    monkeypatch.setattr(Path, "write_bytes", write)
+    monkeypatch.setattr(Path, "open", open_for_a_part)
     weights = {"head.weight": torch.arange(6.0)}
     row = {"epoch": 1.0, "val_accuracy": 0.5}
     with caplog.at_level(logging.INFO):

@@ -15,14 +15,14 @@ import json
 import logging
 import re
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor, nn
 
 from raystudy.errors import CheckpointError
@@ -34,6 +34,21 @@ _log = logging.getLogger(__name__)
 _FORMAT = 1
 _NAME = re.compile(r"epoch-(\d{5,})-([0-9a-f]{32})\.safetensors")
 _WEIGHTS, _OPTIMIZER = "weights/", "optimizer/"
+_TYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+"""What a safetensors file calls the types of its tensors."""
+
+Buffer = bytes | memoryview
 
 Row = dict[str, float]
 """The metrics of one epoch, `epoch` included."""
@@ -84,9 +99,9 @@ def save(workdir: Path, checkpoint: Checkpoint) -> Path:
     Whatever interrupts this leaves the checkpoints before it, the new one, or both: never a part of one. (After a crash of
     the machine itself a file may be torn; its digest then betrays it.)
     """
-    data = _encode(checkpoint)
-    target = workdir / f"epoch-{checkpoint.epoch:05d}-{_digest(data)}.safetensors"
-    keep_trying(lambda: _write(target, data), target)
+    parts = _encode(checkpoint)
+    target = workdir / f"epoch-{checkpoint.epoch:05d}-{_digest(parts)}.safetensors"
+    keep_trying(lambda: _write(target, parts), target)
     with suppress(OSError):  # what cannot be removed now is removed after the next epoch
         _prune(workdir, target, checkpoint)
     return target
@@ -175,11 +190,12 @@ def _files(workdir: Path) -> list[_File]:
     return sorted(_File(int(match[1]), match[2], path) for match, path in matches)
 
 
-def _write(target: Path, data: bytes) -> None:
+def _write(target: Path, parts: Sequence[Buffer]) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
-        temporary.write_bytes(data)
+        with temporary.open("wb") as file:
+            file.writelines(parts)
         temporary.replace(target)
     except BaseException:
         with suppress(OSError):
@@ -196,7 +212,13 @@ def _prune(workdir: Path, newest: Path, checkpoint: Checkpoint) -> None:
         leftover.unlink(missing_ok=True)
 
 
-def _encode(checkpoint: Checkpoint) -> bytes:
+def _encode(checkpoint: Checkpoint) -> list[Buffer]:
+    """Return what makes up the file of a checkpoint: the length of its header, the header, and each tensor where it lies.
+
+    The library's `save` copies every tensor twice on the way, which takes more time than digest and disk together (on a CPU
+    with epochs of a second 4 % of a study), and its `save_file` tells no digest. The format is the library's, and so is what
+    reads it. The largest elements come first, as the library has it: so each tensor is aligned.
+    """
     tensors = {_WEIGHTS + name: tensor for name, tensor in checkpoint.weights.items()}
     tensors |= {_OPTIMIZER + name: tensor for name, tensor in checkpoint.optimizer.items()}
     about = {
@@ -207,13 +229,22 @@ def _encode(checkpoint: Checkpoint) -> bytes:
         "frozen_digest": checkpoint.frozen_digest,
         "fingerprint": checkpoint.fingerprint,
     }
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    return safetensors.torch.save(plain, metadata={"raystudy": json.dumps(about, allow_nan=False)})
+    header: dict[str, Any] = {"__metadata__": {"raystudy": json.dumps(about, allow_nan=False)}}
+    data: list[Buffer] = []
+    end = 0
+    for name, tensor in sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])):
+        view = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+        start, end = end, end + len(view)
+        header[name] = {"dtype": _TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+        data.append(view)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return [len(text).to_bytes(8, "little"), text, *data]
 
 
 def _read(file: _File) -> Checkpoint:
     data = file.path.read_bytes()
-    if _digest(data) != file.digest:
+    if _digest([data]) != file.digest:
         raise CheckpointError(f"{file.path} is damaged: its bytes do not have the digest in its name")
     about = _metadata(data, file.path)
     tensors = safetensors.torch.load(data)
@@ -241,5 +272,8 @@ def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()[:32]
+def _digest(parts: Iterable[Buffer]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()[:32]
