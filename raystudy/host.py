@@ -227,7 +227,7 @@ def ray_session(spec: StudySpec) -> Iterator[None]:
 
 @contextmanager
 def ray_starting(spec: StudySpec) -> Iterator[Callable[[], None]]:
-    """Do so beside what the caller has to do meanwhile, who gets a function that waits until Ray is there.
+    """Begin a `ray_session` and let the caller go on meanwhile, with a function that waits until Ray is there.
 
     The function raises what `ray_session` raises. A start cannot be broken off: leaving waits for its end, seconds at most.
     """
@@ -248,9 +248,9 @@ def ray_starting(spec: StudySpec) -> Iterator[Callable[[], None]]:
 def _connect(spec: StudySpec) -> None:
     import ray
 
-    address = os.environ.get("RAY_ADDRESS", "local")
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
-    if address not in ("", "local"):
+    if is_on_shared_ray():
+        address = os.environ["RAY_ADDRESS"]
         _check_reachable(address)
         try:
             ray.init(address=address, **common)
