@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import filelock
 
-from raystudy import __version__, paths
+from raystudy import __version__, own_ray, paths
 from raystudy.errors import InputError, JournalError, NotFoundError, Problem, StudyBusyError, UnreachableError
 from raystudy.paths import StudyPaths
 from raystudy.records import StudyEnded, StudyRecord, StudyState
@@ -257,11 +257,7 @@ def _connect(spec: StudySpec) -> None:
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise UnreachableError(f"the Ray cluster at RAY_ADDRESS={address} cannot be used: {error}") from error
     else:
-        # A study keeps nothing in Ray's object store: the least that Ray accepts saves the memory for trials.
-        own: dict[str, Any] = {"include_dashboard": False, "object_store_memory": 100_000_000}
-        # Tune's trials have an environment of their own, so none would run in the processes that Ray starts in advance.
-        own["_system_config"] = {"prestart_worker_first_driver": False}
-        ray.init(address="local", num_cpus=max(os.cpu_count() or 1, spec.resources.cpu), **own, **common)
+        own_ray.start(max(os.cpu_count() or 1, spec.resources.cpu), **common)
 
 
 def _check_reachable(address: str) -> None:

@@ -40,6 +40,8 @@ from raystudy.work import Trainer
 _STILLBIRTHS = 3
 """Processes in a row that do not come up before a study in which nothing runs is given up."""
 _LISTEN_S = 1.0
+_WAIT_S = 0.5
+"""How long the loop waits for an event of a trial before it looks for signals, quotas and messages."""
 
 Quota = Callable[[int, int], int]
 """How many trials may run at a time now, given how many do and how many could be started besides."""
@@ -184,9 +186,13 @@ class _Judge(FIFOScheduler):
         self._notices, self._placement = Notices(), Placement()
         self._has_left = False
         self._free: tuple[str, tune.PlacementGroupFactory] | None = None
+        self._is_patient = False
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
         """Choose who takes the process that Tune keeps for a next trial; give it back where the study may run none now."""
+        if not self._is_patient:
+            self._is_patient = True
+            _wait_longer(tune_controller)
         is_awaited = any(trial.status == Trial.PENDING for trial in tune_controller.get_live_trials())
         has_no_place = not is_awaited and _LIVE[self._key].running >= _allowed(self._key)
         if has_no_place or self._has_left:
@@ -309,6 +315,21 @@ class _Watcher(tune.Callback):
         if trial.is_echo:
             return
         _LIVE[self._key].retry(trial.trial_id, _Watcher.last_words.pop(trial.trial_id, "its process died"))
+
+
+def _wait_longer(tune_controller: Any) -> None:
+    """Let Tune's loop turn round twice a second where no trial has anything to say, not ten times: it costs 1 % of a core.
+
+    Whatever happens to a process ends the wait at once. There is no public way.
+    """
+    manager = tune_controller._actor_manager
+    await_event = manager.next
+
+    def next_event(timeout: float | None = None) -> bool:
+        is_event: bool = await_event(timeout=timeout if timeout is None else max(timeout, _WAIT_S))
+        return is_event
+
+    manager.next = next_event
 
 
 @contextmanager
