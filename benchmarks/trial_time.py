@@ -15,8 +15,9 @@ stands the processor time of the trial's process meanwhile, which other work on 
 
 `share`: 4 trials of 3 epochs of about --epoch-seconds (so many images as it takes, full fine-tuning). Pure training is
 `epoch_seconds`, training and validation. From each process's first report to its last one, which leaves out what a study pays
-once, everything else is the service's: checkpoints, reports, decisions, trial starts. To that is added, since it may take the
-same cores, the processor time in that period of every process of the study that trains nothing: driver, Ray, MLflow writer.
+once, everything else is the service's: checkpoints, reports, decisions, trial starts. To that is added, since it takes the same
+cores, the processor time of every process of the study that trains nothing (driver, Ray, MLflow writer), while all slots are
+at work: where one has no trial left, its core is free, and the libraries that compute findings are read on it.
 
 Exit code 1 if the median start is above --start-at-most seconds or the share above --share-at-most.
 """
@@ -301,9 +302,10 @@ def measure_share(folder: Path, trials: int, epochs: int, seconds: float) -> flo
     later = [report.pure for process in processes for report in process[1:]]
     period = sum(process[-1].time - process[0].time for process in processes)
     beside = period - sum(later)
-    begin, end = min(process[0].time for process in processes), max(process[-1].time for process in processes)
-    service = run.service_seconds(begin, end)
-    share = (beside + sum(service.values())) / sum(later)
+    begin, end = max(process[0].time for process in processes), min(process[-1].time for process in processes)
+    trained = SLOTS * (end - begin) * sum(later) / period  # seconds of pure training while all slots are at work
+    service = {name: seconds / trained for name, seconds in run.service_seconds(begin, end).items()}
+    share = beside / sum(later) + sum(service.values())
     parts = dict.fromkeys(PARTS, 0.0)
     for process, told in zip(run.processes, processes, strict=True):
         for moment in process:
@@ -315,7 +317,8 @@ def measure_share(folder: Path, trials: int, epochs: int, seconds: float) -> flo
         f"{trials} trials of {epochs} epochs of {statistics.mean(later):.1f} s ({count:,} images), {SLOTS} at a time: "
         f"{len(later)} epochs and {trials - len(processes)} trial starts measured, pure training {sum(later):.1f} s; "
         f"trials' processes besides {_split(parts, sum(later))}; "
-        f"processor time of all other processes {_split(service, sum(later))}; share {share:.2%}; "
+        f"processor time of all other processes, {end - begin:.0f} s with all slots at work, {sum(service.values()):.2%}: "
+        f"{', '.join(f'{name} {part:.2%}' for name, part in service.items())}; share {share:.2%}; "
         f"once a study (start, cold processes, end, findings): {run.wall - everything / SLOTS - beside / SLOTS:.1f} s; "
         f"load {os.getloadavg()[0]:.1f}",
         flush=True,

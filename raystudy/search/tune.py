@@ -40,7 +40,7 @@ from raystudy.work import Trainer
 _STILLBIRTHS = 3
 """Processes in a row that do not come up before a study in which nothing runs is given up."""
 _LISTEN_S = 1.0
-_WAIT_S = 0.5
+_WAIT_S = 1.0
 """How long the loop waits for an event of a trial before it looks for signals, quotas and messages."""
 
 Quota = Callable[[int, int], int]
@@ -318,7 +318,7 @@ class _Watcher(tune.Callback):
 
 
 def _wait_longer(tune_controller: Any) -> None:
-    """Let Tune's loop turn round twice a second where no trial has anything to say, not ten times: it costs 1 % of a core.
+    """Let Tune's loop turn round once a second where no trial has anything to say, not ten times: it costs 1 % of a core.
 
     Whatever happens to a process ends the wait at once. There is no public way.
     """
