@@ -9,7 +9,6 @@ import psutil
 import pytest
 import ray
 from ray._private.node import Node
-
 from waiting import wait_until
 
 from raystudy import own_ray
