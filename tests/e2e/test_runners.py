@@ -5,8 +5,11 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import ray
 from disks import Disk
 from rays import local_ray
 from toys import N_UNITS, START, Clock, Mishap, ToyTrainer, conduct, direct, ends, resumed, started, stream, table, toy_spec
@@ -87,6 +90,20 @@ def test_two_workers_that_are_stopped_and_resumed_finish_every_trial_once(tmp_pa
     again = finish_on_ray(spec, trainer, stopped(spec, trainer, after=6, concurrent=2), concurrent=2)
     assert again.record.counts() == {"completed": 8}
     assert all(list(trial.reports) == [1, 2, 3] for trial in again.record.trials.values())
+
+
+def test_tunes_loop_waits_for_events_and_does_not_turn_round_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float | None] = []
+
+    def wait(*futures: Any, timeout: float | None = None, **options: Any) -> Any:
+        waits.append(timeout)
+        return ray.wait(*futures, timeout=timeout, **options)
+
+    monkeypatch.setattr("ray.air.execution._internal.actor_manager.ray", SimpleNamespace(**vars(ray) | {"wait": wait}))
+    director, _ = direct(toy_spec(budget={"trials": 3, "epochs": 2}, early_stopping="none"))
+    assert run_on_tune(director, ToyTrainer(2), slots(concurrent=2)) is StudyState.COMPLETED
+    assert len(waits) >= 3 * 2
+    assert all(timeout is None or timeout >= 1 for timeout in waits)
 
 
 def test_a_grid_that_is_used_up_ends_the_study() -> None:
