@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from raystudy.environment import environment
+
 _STATISTICS = {"REPORTER_UPDATE_INTERVAL_MS": "60000"}
 """How often Ray's agent takes statistics of all processes, by default every 5 s; nobody reads them."""
 _STARTING = threading.Lock()
@@ -32,20 +34,12 @@ def start(cpus: int, **options: Any) -> None:
     own: dict[str, Any] = {"include_dashboard": False, "object_store_memory": 100_000_000}
     # Tune's trials have an environment of their own, so none would run in the processes that Ray starts in advance.
     own["_system_config"] = {"prestart_worker_first_driver": False}
-    with _STARTING, _environment(_STATISTICS), _only_needed_processes():
+    with _STARTING, environment(_unless_given(_STATISTICS)), _only_needed_processes():
         ray.init(address="local", num_cpus=cpus, **own, **options)
 
 
-@contextmanager
-def _environment(settings: Mapping[str, str]) -> Iterator[None]:
-    """Let the processes that are started meanwhile see settings, unless this process has been given others."""
-    added = {name: value for name, value in settings.items() if name not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for name in added:
-            os.environ.pop(name, None)
+def _unless_given(settings: Mapping[str, str]) -> dict[str, str]:
+    return {name: os.environ.get(name, value) for name, value in settings.items()}
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "raystudy"
 
 LAYERS = [
-    {"errors", "factor_info", "garbage"},
+    {"environment", "errors", "factor_info", "garbage"},
     {"factors", "storage"},
     {"records", "work", "event_lines"},
     {"spec"},

@@ -9,13 +9,11 @@ study is a new Tune run over a director that was rebuilt from the journal.
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import SearchAlgorithm
 
+from raystudy.environment import environment
 from raystudy.records import StudyState, TrialState
 from raystudy.search import messages
 from raystudy.search.actor import TrialActor
@@ -83,8 +82,9 @@ def run_on_tune(
     _PACKINGS[key] = Packing(slots, partial(fitting_trials, slots.cpu))
     director.place(cpu=slots.cpu, gpu=slots.gpu, concurrent=slots.concurrent)
     folder = Path(tempfile.mkdtemp(prefix="raystudy-tune-"))
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     try:
-        with _environment({**_TUNE_SETTINGS, "TUNE_MAX_PENDING_TRIALS_PG": str(slots.concurrent)}):
+        with environment({**_TUNE_SETTINGS, "TUNE_MAX_PENDING_TRIALS_PG": str(slots.concurrent)}):
             _tuner(key, trainer, slots, logs, folder).fit()
     finally:
         del _LIVE[key], _QUOTAS[key], _PACKINGS[key]
@@ -330,19 +330,3 @@ def _wait_longer(tune_controller: Any) -> None:
         return is_event
 
     manager.next = next_event
-
-
-@contextmanager
-def _environment(settings: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables for Tune, which reads its settings nowhere else."""
-    before = {name: os.environ.get(name) for name in settings}
-    os.environ.update(settings)
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value

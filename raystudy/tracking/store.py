@@ -10,12 +10,13 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from raystudy.environment import environment
 from raystudy.errors import UnreachableError
 from raystudy.tracking import names
 from raystudy.tracking.address import CREDENTIALS, artifact_root, database, redact
@@ -369,18 +370,9 @@ def deleted(name: str, uri: str, experiment: str) -> StoreRefused:
     )
 
 
-@contextmanager
-def _no_progress_bar() -> Iterator[None]:
+def _no_progress_bar() -> AbstractContextManager[None]:
     """Keep MLflow from drawing a progress bar for each small file, which only its environment variable can."""
-    before = os.environ.get(_PROGRESS_BAR)
-    os.environ[_PROGRESS_BAR] = "false"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[_PROGRESS_BAR]
-        else:
-            os.environ[_PROGRESS_BAR] = before
+    return environment({_PROGRESS_BAR: "false"})
 
 
 def _stored(run: Any) -> StoredRun:
