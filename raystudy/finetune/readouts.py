@@ -84,12 +84,10 @@ def weight_angle(pairs: Sequence[tuple[Tensor, Tensor]]) -> float | None:
     length, other = (math.sqrt(sum(_square(pair[side]) for pair in pairs)) for side in (0, 1))
     if length == 0 or other == 0:
         return None
-    apart = together = 0.0
-    for before, after in pairs:
-        u, v = before.double() / length, after.double() / other
-        apart += _square(u - v)
-        together += _square(u + v)
-    return math.degrees(2 * math.atan2(math.sqrt(apart), math.sqrt(together)))
+    # |u - v|² is |W - s W0|² / |W|² with the s that makes lengths equal, and |u - v|² + |u + v|² = 4.
+    scale = other / length
+    apart = sum(_square(torch.sub(after.double(), before.double(), alpha=scale)) for before, after in pairs) / other**2
+    return math.degrees(2 * math.atan2(math.sqrt(apart), math.sqrt(max(4 - apart, 0))))
 
 
 def _square(tensor: Tensor) -> float:
