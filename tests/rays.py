@@ -8,17 +8,13 @@ from pathlib import Path
 
 import ray
 
+from raystudy import own_ray
+
 
 @contextmanager
-def local_ray(**resources: int) -> Iterator[None]:
-    """Start a Ray with such resources (`num_cpus`, `num_gpus`), whose processes can import what tests share."""
-    ray.init(
-        address="local",
-        include_dashboard=False,
-        log_to_driver=False,
-        object_store_memory=100_000_000,
-        runtime_env={"env_vars": {"PYTHONPATH": str(Path(__file__).parent)}},
-        **resources,
-    )
+def local_ray(cpus: int, **resources: int) -> Iterator[None]:
+    """Start a Ray as a study does, with such further resources (`num_gpus`), whose processes can import what tests share."""
+    path = {"PYTHONPATH": str(Path(__file__).parent)}
+    own_ray.start(cpus, log_to_driver=False, runtime_env={"env_vars": path}, **resources)
     yield
     ray.shutdown()

@@ -32,7 +32,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 @pytest.fixture(scope="module", autouse=True)
 def _ray() -> Iterator[None]:
-    with local_ray(num_cpus=4, num_gpus=1):
+    with local_ray(4, num_gpus=1):
         yield
 
 

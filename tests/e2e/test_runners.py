@@ -33,7 +33,7 @@ SPEC = toy_spec(budget={"trials": 9, "epochs": 4}, early_stopping={"grace": 2, "
 
 @pytest.fixture(scope="module", autouse=True)
 def _ray() -> Iterator[None]:
-    with local_ray(num_cpus=2):
+    with local_ray(2):
         yield
 
 
