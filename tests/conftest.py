@@ -17,6 +17,8 @@ from xdist.scheduler import LoadScopeScheduling
 E2E = Path(__file__).parent / "e2e"
 WITHOUT_RAY = ("test_browser.py", "test_outage.py", "test_rest.py", "test_sharing.py::test_two_studies", "[inline")
 """What names the end-to-end tests that start no Ray."""
+COSTLY = {"uri", "own_uri", "shelf", "exported", "asked"}
+"""Fixtures that take seconds: an MLflow store in SQLite (imports, tables), an exported model, an answer from 60 trials."""
 MEMORY = Path("/dev/shm")
 
 # How long an example takes depends on what else the machine does. Tests with costly examples say themselves how many they need.
@@ -39,8 +41,8 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Mark every end-to-end test as slow, so that none is left out of both halves of the tests."""
-    if E2E in item.path.parents:
+    """Mark every end-to-end test, and those with costly fixtures, as slow: so none is left out of both halves of the tests."""
+    if E2E in item.path.parents or COSTLY.intersection(getattr(item, "fixturenames", ())):
         item.add_marker(pytest.mark.slow)
 
 

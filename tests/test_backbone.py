@@ -153,6 +153,7 @@ def some_info() -> BackboneInfo:
         return build_backbone("mobilenet_v3_small", pretrained=False).info
 
 
+@pytest.mark.slow
 @every_family
 @torch.inference_mode()
 def test_units_hold_each_tensor_once_and_compute_the_original_features_in_two_parts_too(case: Case) -> None:
@@ -220,6 +221,7 @@ def test_a_variant_with_parts_outside_the_known_layout_is_refused() -> None:
         cut_model(model, "timm:odd")
 
 
+@pytest.mark.slow
 def test_a_family_that_cannot_be_cut_is_refused_with_those_that_can() -> None:
     with pytest.raises(BackboneError, match=r"SwinTransformer.*cannot cut.*ConvNeXt, EfficientNet"):
         build_backbone("timm:swin_tiny_patch4_window7_224", pretrained=False)
@@ -228,6 +230,7 @@ def test_a_family_that_cannot_be_cut_is_refused_with_those_that_can() -> None:
 # --- sizes and seeds -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "regnet_x_400mf", "densenet121", "convnext_tiny"])
 @torch.inference_mode()
 def test_min_size_is_the_smallest_that_works(name: str) -> None:
@@ -278,6 +281,7 @@ def test_random_weights_follow_the_seed_and_leave_the_global_state_alone() -> No
 # --- EfficientNet-lite -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "size"), list(zip(LITE, (224, 240, 260), strict=True)))
 @torch.inference_mode()
 def test_lite_features_equal_the_independent_implementation(name: str, size: int) -> None:

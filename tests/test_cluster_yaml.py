@@ -528,6 +528,7 @@ def test_the_manifest_has_the_settings_and_versions_of_the_others() -> None:
         assert "hostNetwork" not in group["template"]["spec"]
 
 
+@pytest.mark.slow
 def test_mlflow_is_started_in_the_heads_pod_for_as_long_as_its_ray_runs(machine: Machine) -> None:
     (container,) = _manifests()["RayCluster"]["spec"]["headGroupSpec"]["template"]["spec"]["containers"]
     shell, option, script = container["lifecycle"]["postStart"]["exec"]["command"]

@@ -415,6 +415,7 @@ def hold(files: StudyPaths, *, pid: int, hostname: str | None = None) -> fileloc
     return lock
 
 
+@pytest.mark.slow
 def test_a_study_that_another_process_runs_is_left_alone() -> None:
     driver.run(SPEC, inline())
     before = events()

@@ -137,7 +137,6 @@ def run_predict(folder: Path, images: list[Path]) -> subprocess.CompletedProcess
     return subprocess.run(command, capture_output=True, encoding="utf-8", check=False, env=environment, cwd=folder.parent)
 
 
-@pytest.mark.slow
 def test_predict_py_tells_without_raystudy_what_the_trial_would(exported: ExportedModel, tmp_path: Path) -> None:
     images = write_images(tmp_path)
     done = run_predict(exported.folder, images)
@@ -233,6 +232,7 @@ def test_the_weights_name_their_architecture(exported: ExportedModel) -> None:
         assert file.metadata()[BACKBONE_KEY] == "tiny"
 
 
+@pytest.mark.slow
 def test_exporting_leaves_the_model_as_it_was(tmp_path: Path) -> None:
     classifier = make_classifier()
     before = {name: tensor.clone() for name, tensor in classifier.state_dict().items()}
@@ -243,6 +243,7 @@ def test_exporting_leaves_the_model_as_it_was(tmp_path: Path) -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in classifier.state_dict().items())
 
 
+@pytest.mark.slow
 def test_a_model_without_preprocessing_gets_that_of_its_backbone(tmp_path: Path) -> None:
     model = tiny_model()
     export_tiny(tmp_path / "out", model)
@@ -320,12 +321,14 @@ def test_code_that_asks_for_the_batch_length_can_be_exported() -> None:
     assert torch.allclose(program(some_images(5)), logits_of(classifier, some_images(5)), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_program_that_tells_otherwise_is_not_exported_and_nothing_is_left_behind(tmp_path: Path) -> None:
     with pytest.raises(RaystudyError, match="logits differ by"):
         export_tiny(tmp_path / "out", with_last_unit(DriftingUnit()))
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_network_that_cannot_be_exported_is_named() -> None:
     with pytest.raises(BackboneError, match="cannot export tiny"):
         export_program(with_last_unit(FixedBatchUnit()), SIDE)

@@ -196,6 +196,7 @@ DATA_FACTORS: dict[str, dict[str, Scalar]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DATA_FACTORS)
 @pytest.mark.parametrize("strategy", ["ft", "gradual"])
 def test_whatever_a_trial_trains_on_is_read_as_it_is_computed(

@@ -101,6 +101,7 @@ def test_the_table_of_changes_covers_every_factor() -> None:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factor", CHANGES)
 def test_each_factor_changes_training_and_its_default_changes_nothing(factor: str, tmp_path: Path) -> None:
     value, others = CHANGES[factor]

@@ -66,15 +66,15 @@ def ask(reports: pa.Table, factors: Any = None, metric: str = "val_accuracy", bu
 
 
 @pytest.fixture(scope="module")
-def answer() -> Importance:
+def asked() -> Importance:
     return ask(table(60))
 
 
 # On functions that are known
 
 
-def test_effects_of_a_known_function_are_inside_their_intervals(answer: Importance) -> None:
-    found = {one.factor: one for one in answer.guidelines}
+def test_effects_of_a_known_function_are_inside_their_intervals(asked: Importance) -> None:
+    found = {one.factor: one for one in asked.guidelines}
     assert set(found) == {"lr", "frozen_depth"}, "the optimizer does nothing, and nothing is said of it"
     depth, lr = found["frozen_depth"], found["lr"]
     assert (depth.level, depth.reference, depth.condition) == (0, 3, {})
@@ -82,32 +82,32 @@ def test_effects_of_a_known_function_are_inside_their_intervals(answer: Importan
     true = float(accuracy(lr.level, 0, "sgd") - accuracy(lr.reference, 0, "sgd"))
     assert lr.effect.low - 0.003 <= true <= lr.effect.high + 0.003
     assert all(one.n_trials >= FEWEST_TRIALS and one.probability > 0.95 for one in found.values())
-    assert [one.factor for one in answer.guidelines] == ["frozen_depth", "lr"], "the largest effect comes first"
+    assert [one.factor for one in asked.guidelines] == ["frozen_depth", "lr"], "the largest effect comes first"
 
 
-def test_the_number_of_trials_is_that_near_the_values_compared(answer: Importance) -> None:
-    depth = next(one for one in answer.guidelines if one.factor == "frozen_depth")
+def test_the_number_of_trials_is_that_near_the_values_compared(asked: Importance) -> None:
+    depth = next(one for one in asked.guidelines if one.factor == "frozen_depth")
     values = table(60).column("frozen_depth").to_pylist()
     assert depth.n_trials == values.count(0) + values.count(3)
     assert depth.sentence.endswith(f", n = {depth.n_trials}.")
 
 
-def test_the_recommended_configuration_is_the_best_of_the_function(answer: Importance) -> None:
-    assert answer.recommended is not None
-    config = answer.recommended.config
+def test_the_recommended_configuration_is_the_best_of_the_function(asked: Importance) -> None:
+    assert asked.recommended is not None
+    config = asked.recommended.config
     assert config["frozen_depth"] == 0
     assert 3e-3 <= float(config["lr"]) <= 1.2e-2
-    assert answer.recommended.predicted.low - 0.005 <= 0.8 <= answer.recommended.predicted.high + 0.005
+    assert asked.recommended.predicted.low - 0.005 <= 0.8 <= asked.recommended.predicted.high + 0.005
     assert set(config) == set(FACTORS), "the null factor is nobody's business"
 
 
-def test_guidelines_stand_at_the_end_and_survive_json(answer: Importance) -> None:
-    lines = str(answer).splitlines()
+def test_guidelines_stand_at_the_end_and_survive_json(asked: Importance) -> None:
+    lines = str(asked).splitlines()
     start = next(k for k, line in enumerate(lines) if line.startswith("Guidelines"))
-    assert lines[start + 1 : -1] == [one.sentence for one in answer.guidelines]
+    assert lines[start + 1 : -1] == [one.sentence for one in asked.guidelines]
     assert lines[-1].startswith("Recommended: lr=0.00")
-    data = answer.to_dict()
-    assert Importance.from_dict(data) == answer
+    data = asked.to_dict()
+    assert Importance.from_dict(data) == asked
     older = {name: value for name, value in data.items() if name not in ("guidelines", "recommended")}
     assert Importance.from_dict(older).guidelines == ()
 

@@ -198,6 +198,7 @@ def texts_of(figure: Figure) -> list[str]:
     return [found.get_text() for found in figure.findobj(Text) if isinstance(found, Text) and found.get_text()]
 
 
+@pytest.mark.slow
 def test_every_answer_can_be_drawn(answer: Importance, tmp_path: Path) -> None:
     save(answer.figure(), tmp_path / "figure.png")
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
@@ -243,6 +244,7 @@ def test_a_surface_shows_both_factors(tmp_path: Path) -> None:
     save(figure, tmp_path / "surface.png")
 
 
+@pytest.mark.slow
 def test_effects_of_every_kind_are_drawn(tmp_path: Path) -> None:
     level = answers.level(True, 0.5, 1.0, gain=0.0)
     one = answers.choice_effect("pretrained", (True,)).model_copy(update={"levels": (level,)})
@@ -334,6 +336,7 @@ def study(uri: str) -> Study:
     return open_study("digits", uri)
 
 
+@pytest.mark.slow
 def test_the_estimator_gets_every_report_and_how_each_trial_ended(study: Study, estimator: Estimator) -> None:
     assert study.importance() is estimator.answer
     table = estimator.reports
@@ -464,6 +467,7 @@ def test_the_command_asks_what_it_is_asked(
     assert asked == {"at": 3, "given": given, "within": "learning_rate<0.01", "plan": True, "seed": 4}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ending", "start"), [("png", b"\x89PNG"), ("svg", b"<?xml"), ("json", b"{"), ("csv", b'"factor"'), ("parquet", b"PAR1")]
 )
@@ -644,6 +648,7 @@ def test_what_was_found_already_is_stored_and_not_computed_again(files: StudyPat
     assert Importance.from_dict(stored_artifacts(own_uri, tmp_path)) == answers.plain()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "limit", "error"),
     [

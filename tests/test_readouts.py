@@ -529,6 +529,7 @@ def write_made_up(folder: Path, epochs: tuple[int, ...]) -> None:
     append(folder, "".join(to_line(made_up(epoch)) for epoch in epochs))
 
 
+@pytest.mark.slow
 def test_readouts_come_into_a_run_once_and_are_no_reports(
     files: StudyPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -571,6 +572,7 @@ def test_readouts_come_into_a_run_once_and_are_no_reports(
     store_readouts(store, run.run_id, trial, folder, [])
 
 
+@pytest.mark.slow
 def test_readouts_that_cannot_be_stored_are_a_line_of_the_log(
     files: StudyPaths, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -118,6 +118,7 @@ def simulated(n: int, correlation: float, noise: float, seed: int) -> tuple[Floa
     return x, kept * seen + math.sqrt(1 - kept) * random.standard_normal((60, n))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [4, 7, 12])
 @pytest.mark.parametrize("correlation", [0, 0.5, -0.9])
 @pytest.mark.parametrize("noise", [0, 0.5, 1.5])
@@ -242,6 +243,7 @@ def test_every_covariate_meets_every_result_and_the_many_looks_are_said() -> Non
     assert document[0]["sentence"] == found[0].sentence
 
 
+@pytest.mark.slow
 def test_distances_are_measured_without_the_surrogate() -> None:
     script = "import sys, raystudy.findings.transfer; sys.exit(any(name in sys.modules for name in ('torch', 'gpytorch')))"
     subprocess.run([sys.executable, "-c", script], check=True)

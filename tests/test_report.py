@@ -149,6 +149,7 @@ def test_names_of_classes_and_files_stay_text() -> None:
     assert "a &amp; b" in html
 
 
+@pytest.mark.slow
 @given(st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=30))
 def test_whatever_a_study_is_called_by_its_data_is_only_shown(text: str) -> None:
     clock = Clock()

@@ -433,10 +433,10 @@ def test_an_empty_registry_says_how_to_fill_it(shelf: Shelf) -> None:
     assert problem.endswith("there are none yet: `raystudy pretrain` makes source models")
 
 
-@pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "sqlite:////nowhere/mlflow.db"])
-def test_a_store_that_does_not_answer_is_said_at_once(uri: str) -> None:
+@pytest.mark.parametrize("address", ["http://127.0.0.1:9", "sqlite:////nowhere/mlflow.db"])
+def test_a_store_that_does_not_answer_is_said_at_once(address: str) -> None:
     with pytest.raises(UnreachableError):
-        fetch_sources(naming("models:/shapes@c2"), uri)
+        fetch_sources(naming("models:/shapes@c2"), address)
 
 
 def test_models_that_something_else_registered_are_refused_with_a_reason(shelf: Shelf) -> None:
@@ -573,6 +573,7 @@ def source_file(folder: Path, seed: int) -> SourceModel:
     )
 
 
+@pytest.mark.slow
 def test_trials_that_differ_in_their_source_begin_with_its_weights_and_share_nothing(tmp_path: Path) -> None:
     sources = {source.address: source for source in (source_file(tmp_path, 1), source_file(tmp_path, 2))}
     spec = toy_spec(backbone=list(sources), factors={"learning_rate": {"choice": [1e-3]}}, features="off")

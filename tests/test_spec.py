@@ -452,23 +452,23 @@ def test_of_a_union_only_the_branch_that_got_furthest_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    "uri",
+    "address",
     ["ftp://host", "file:/tmp/x", "mlruns", "", "http://", "http://host:99999", "http://[::1", "sqlite:x.db", "sqlite://",
      "sqlite:///:memory:", "foo+bar://host", "postgresql://"],
 )  # fmt: skip
-def test_an_address_that_is_no_tracking_store_is_refused(uri: str) -> None:
-    (problem,) = problems_of(lambda: study(tracking_uri=uri))
+def test_an_address_that_is_no_tracking_store_is_refused(address: str) -> None:
+    (problem,) = problems_of(lambda: study(tracking_uri=address))
     assert problem.startswith("tracking_uri: got ")
     assert problem.endswith("expected http(s)://HOST:PORT or sqlite:///PATH")
 
 
 @pytest.mark.parametrize(
-    "uri",
+    "address",
     ["http://host:5000", "https://host/mlflow", "http://[::1]:5000", "sqlite:///x.db", "sqlite:////tmp/x.db",
      "postgresql+psycopg2://host/db", "mysql://user@host/db"],
 )  # fmt: skip
-def test_an_address_of_a_tracking_store_is_accepted(uri: str) -> None:
-    assert study(tracking_uri=uri).tracking_uri == uri
+def test_an_address_of_a_tracking_store_is_accepted(address: str) -> None:
+    assert study(tracking_uri=address).tracking_uri == address
 
 
 # JSON Schema
