@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 _UNNEEDED = ("start_api_server", "start_monitor", "start_log_monitor")
 """Functions of Ray's `Node` that start a process that nothing waits for."""
 
-_IDLE_AGENT = ("sh", "-c", "while read -r _; do :; done")
+_IDLE_AGENT = ("/bin/sh", "-c", "while read -r _; do :; done")
 """Stands in for the dashboard's agent, without which the raylet ends: like it, it ends with the pipe that the raylet holds."""
 
 _SETTINGS = {
