@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import logging
 from pathlib import Path
 
+import earlier
 import pytest
 import safetensors.torch
 import torch
@@ -232,3 +235,18 @@ def test_a_model_without_the_checkpoints_tensors_is_refused_by_name(tmp_path: Pa
     save(tmp_path, make())
     with pytest.raises(CheckpointError, match="the model has no n, w"):
         load_best_weights(tmp_path, tiny_model())
+
+
+def test_a_checkpoint_that_was_written_with_sha_256_is_read(tmp_path: Path) -> None:
+    model = tiny_model()
+    now = of_model(model, frozen_depth=2)
+    frozen = earlier.tensors_digest(item for item in sorted(model.state_dict().items()) if item[0] not in now.weights)
+    path = save(tmp_path, dataclasses.replace(now, frozen_digest=frozen))
+    path.rename(path.with_name(f"epoch-00001-{hashlib.sha256(path.read_bytes()).hexdigest()[:32]}.safetensors"))
+    last = load_last(tmp_path)
+    assert last is not None
+    restore_weights(model, last)
+    with torch.no_grad():
+        conv_unit(model, 0).conv.weight.add_(1)
+    with pytest.raises(CheckpointError, match="frozen weights"):
+        restore_weights(model, last)

@@ -10,12 +10,11 @@ The working directory holds the last and the best epoch, and for a moment around
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import re
 import uuid
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from raystudy.errors import CheckpointError
-from raystudy.finetune.digests import tensors_digest
+from raystudy.finetune.digests import Buffer, are_bytes_of, are_tensors_of, bytes_digest, tensors_digest
 from raystudy.storage import keep_trying
 
 _log = logging.getLogger(__name__)
@@ -47,8 +46,6 @@ _TYPES = {
     torch.bool: "BOOL",
 }
 """What a safetensors file calls the types of its tensors."""
-
-Buffer = bytes | memoryview
 
 Row = dict[str, float]
 """The metrics of one epoch, `epoch` included."""
@@ -100,7 +97,7 @@ def save(workdir: Path, checkpoint: Checkpoint) -> Path:
     the machine itself a file may be torn; its digest then betrays it.)
     """
     parts = _encode(checkpoint)
-    target = workdir / f"epoch-{checkpoint.epoch:05d}-{_digest(parts)}.safetensors"
+    target = workdir / f"epoch-{checkpoint.epoch:05d}-{bytes_digest(parts)}.safetensors"
     keep_trying(lambda: _write(target, parts), target)
     with suppress(OSError):  # what cannot be removed now is removed after the next epoch
         _prune(workdir, target, checkpoint)
@@ -172,14 +169,18 @@ def restore_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
     for name, tensor in checkpoint.weights.items():
         if tensor.shape != state[name].shape:
             raise CheckpointError(f"{name}: expected {tuple(state[name].shape)}, found {tuple(tensor.shape)}")
-    if frozen_digest(model, checkpoint.weights.keys()) != checkpoint.frozen_digest:
+    if not are_tensors_of(_frozen(model, checkpoint.weights.keys()), checkpoint.frozen_digest):
         raise CheckpointError("the model's frozen weights are not those that the checkpoint was trained with")
     model.load_state_dict(checkpoint.weights, strict=False)
 
 
 def frozen_digest(model: nn.Module, trained: Collection[str]) -> str:
     """Return a digest of the names, types, shapes and values of all of `model`'s tensors that are not in `trained`."""
-    return tensors_digest(item for item in sorted(model.state_dict().items()) if item[0] not in trained)
+    return tensors_digest(_frozen(model, trained))
+
+
+def _frozen(model: nn.Module, trained: Collection[str]) -> Iterator[tuple[str, Tensor]]:
+    return (item for item in sorted(model.state_dict().items()) if item[0] not in trained)
 
 
 def _files(workdir: Path) -> list[_File]:
@@ -244,7 +245,7 @@ def _encode(checkpoint: Checkpoint) -> list[Buffer]:
 
 def _read(file: _File) -> Checkpoint:
     data = file.path.read_bytes()
-    if _digest([data]) != file.digest:
+    if not are_bytes_of(data, file.digest):
         raise CheckpointError(f"{file.path} is damaged: its bytes do not have the digest in its name")
     about = _metadata(data, file.path)
     tensors = safetensors.torch.load(data)
@@ -270,10 +271,3 @@ def _metadata(data: bytes, path: Path) -> dict[str, Any]:
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _digest(parts: Iterable[Buffer]) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
-    return digest.hexdigest()[:32]
