@@ -89,9 +89,17 @@ def test_they_are_back_where_it_fails_to_start(monkeypatch: pytest.MonkeyPatch) 
     assert functions() == before
 
 
-@pytest.mark.parametrize("name", REPLACED)
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(f"ray._private.node.Node.{name}" for name in REPLACED),
+        "ray._private.services._build_python_executable_command_memory_profileable",
+        "ray._raylet.persist_port",
+        "ray._raylet.METRICS_AGENT_PORT_NAME",
+    ],
+)
 def test_a_ray_that_lacks_one_of_them_starts_as_it_would(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(Node, name)
+    monkeypatch.delattr(name)
     before = [vars(Node).get(name) for name in REPLACED]
     seen: list[object] = []
     monkeypatch.setattr("ray.init", lambda **_: seen.extend(vars(Node).get(name) for name in REPLACED))
